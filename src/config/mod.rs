@@ -1,0 +1,239 @@
+//! The checked configuration: `gateway.toml`, the environment's secrets, and nothing else.
+//!
+//! [`Config::load`] reads the file, refuses unknown keys and wrong values with file, line and key, and collects what the
+//! environment holds. Everything after it may trust what it gets. No port is bound and no store opened here.
+
+mod env;
+mod file;
+
+pub use env::{Env, EnvError};
+pub use file::ConfigError;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use url::Url;
+
+use crate::secret::Secret;
+
+/// Everything a gateway is told.
+#[derive(Debug)]
+pub struct Config {
+    /// The agent listener.
+    pub proxy: Proxy,
+    /// The people's listener.
+    pub admin: Admin,
+    /// Where records are kept.
+    pub store: StoreUrl,
+    /// Token life.
+    pub refresh: Refresh,
+    /// Where requests may go.
+    pub egress: Egress,
+    /// The audit trail.
+    pub audit: Audit,
+    /// How stopping goes.
+    pub shutdown: Stopping,
+    /// Logs.
+    pub log: Log,
+    /// `[providers]`, as written; the catalog checks it.
+    pub providers: toml::Table,
+    /// `[targets.<slug>]`: system targets, for every organization.
+    pub targets: BTreeMap<String, SystemTarget>,
+    /// `KEYWARD_SEALING_KEYS` (or `_FILE`).
+    pub sealing_keys: Option<Secret<String>>,
+    /// The environment, for client credentials.
+    pub env: Env,
+}
+
+/// `[proxy]`.
+#[derive(Debug, Clone)]
+pub struct Proxy {
+    /// Where agents connect.
+    pub listen: SocketAddr,
+    /// How agents reach it; without a trailing slash. Default `http://{listen}`.
+    pub public_url: Option<Url>,
+    /// Threads that serve agents; default one per core.
+    pub workers: usize,
+    /// `[proxy.limits]`.
+    pub limits: Limits,
+    /// `[proxy.timeouts]`.
+    pub timeouts: Timeouts,
+}
+
+/// `[proxy.limits]`.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes of a request's or an answer's head. Default 32 KiB.
+    pub head: usize,
+    /// Header lines of a head. Default 100.
+    pub headers: usize,
+    /// Bytes of a request body; `None`: any. Default 1 GiB.
+    pub request_body: Option<u64>,
+    /// Agent connections at once. Default 10,000.
+    pub connections: usize,
+}
+
+/// `[proxy.timeouts]`.
+#[derive(Debug, Clone)]
+pub struct Timeouts {
+    /// TCP connection to an upstream. Default 5 s.
+    pub connect: Duration,
+    /// TLS handshake, either side. Default 10 s.
+    pub handshake: Duration,
+    /// An agent's request head, from its first byte (or the connection's start). Default 10 s.
+    pub head: Duration,
+    /// An upstream's answer head, and any pause of a body. Default 60 s.
+    pub idle: Duration,
+    /// A whole exchange; `None`: no end. Default none.
+    pub total: Option<Duration>,
+}
+
+/// `[admin]`.
+#[derive(Debug)]
+pub struct Admin {
+    /// Where people connect.
+    pub listen: SocketAddr,
+    /// How people reach it; redirect URIs are made from it. Default `http://{listen}`.
+    pub public_url: Option<Url>,
+    /// Allows a listener beyond loopback without TLS in front.
+    pub insecure_http: bool,
+    /// `KEYWARD_ADMIN_TOKEN` (or `_FILE`).
+    pub token: Option<Secret<String>>,
+}
+
+/// `[store] url`.
+#[derive(Debug)]
+pub enum StoreUrl {
+    /// `sqlite://path`; relative paths are relative to the configuration file's folder.
+    Sqlite(PathBuf),
+    /// `postgres://…`; may hold a password.
+    Postgres(Secret<String>),
+}
+
+/// `[refresh]`.
+#[derive(Debug, Clone)]
+pub struct Refresh {
+    /// How long before its end a token is refreshed, at most (a quarter of its life if that is less). Default 5 min.
+    pub before_expiry: Duration,
+    /// How long a request waits for a refresh. Default 10 s.
+    pub wait: Duration,
+    /// A whole token call. Default 15 s.
+    pub timeout: Duration,
+    /// Token calls to one provider at once. Default 20.
+    pub per_provider: usize,
+}
+
+/// `[egress]`.
+#[derive(Debug, Clone)]
+pub struct Egress {
+    /// Private ranges that may be reached all the same.
+    pub allow: Vec<IpNet>,
+    /// More certificate authorities, PEM.
+    pub ca: Option<PathBuf>,
+}
+
+/// `[audit]`.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    /// How long records are kept. Default 90 days.
+    pub retention: Duration,
+    /// What happens when records can't be written.
+    pub on_full: OnFull,
+}
+
+/// `[audit] on_full`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFull {
+    /// Requests are refused with `audit_unavailable`.
+    Refuse,
+    /// Requests go on; the number of lost records is recorded.
+    Drop,
+}
+
+/// `[shutdown]`.
+#[derive(Debug, Clone)]
+pub struct Stopping {
+    /// Between "not ready" and closing the listeners, for load balancers. Default 0 s.
+    pub pause: Duration,
+    /// For requests to finish. Default 30 s.
+    pub deadline: Duration,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Text for people or JSON for programs.
+    pub format: LogFormat,
+    /// A `tracing` filter: `info`, `keyward=debug`. `KEYWARD_LOG` overrides.
+    pub level: String,
+}
+
+/// `[log] format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[targets.<slug>]`.
+#[derive(Debug)]
+pub struct SystemTarget {
+    /// For people; default the slug.
+    pub name: String,
+    /// Base URL.
+    pub base_url: String,
+    /// The credential, its secret read from the variable that the file names.
+    pub credential: StaticCredential,
+    /// Patterns; default `/**`.
+    pub fence: Vec<String>,
+}
+
+/// A stored credential of a static or system target.
+#[derive(Debug)]
+pub enum StaticCredential {
+    /// `Authorization: Bearer …`.
+    Bearer(Secret<String>),
+    /// `Authorization: Basic …`.
+    Basic {
+        /// User name.
+        username: String,
+        /// Password.
+        password: Secret<String>,
+    },
+    /// Headers by name.
+    Headers(BTreeMap<String, Secret<String>>),
+    /// A query parameter.
+    Query {
+        /// Parameter name.
+        name: String,
+        /// Its value.
+        value: Secret<String>,
+    },
+    /// Nothing goes in.
+    None,
+}
+
+impl Config {
+    /// Reads `path` (or, when `None`, `gateway.toml` in the working directory if there is one, else the defaults).
+    ///
+    /// # Errors
+    /// Everything wrong with the file or the environment, in words for the operator.
+    pub fn load(path: Option<&Path>, env: Env) -> Result<Self, ConfigError> {
+        file::load(path, env)
+    }
+
+    /// Reads configuration from text; `name` stands in messages, relative paths are relative to `folder`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, name: &str, folder: &Path, env: Env) -> Result<Self, ConfigError> {
+        file::parse(text, name, folder, env)
+    }
+}

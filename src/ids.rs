@@ -1,0 +1,211 @@
+//! Names of things: one newtype per kind of record, so that an account can't be passed where a key belongs.
+//!
+//! Text form: a prefix that tells the kind, then 26 characters of Crockford's base 32 over a UUID version 7
+//! (RFC 9562 §5.7), so ids sort by the time they were made: `acc_01JD3X7M0GZ2V8Q4W5T6R9S1AB`.
+
+use std::cell::Cell;
+use std::fmt;
+use std::str::FromStr;
+
+use aws_lc_rs::rand;
+
+const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
+/// Why a text is not an id of the wanted kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an id of the form {prefix}…")]
+pub struct ParseIdError {
+    prefix: &'static str,
+}
+
+fn encode(bytes: [u8; 16]) -> [u8; 26] {
+    let mut value = u128::from_be_bytes(bytes);
+    let mut out = [0u8; 26];
+    for slot in out.iter_mut().rev() {
+        *slot = ALPHABET[(value & 31) as usize];
+        value >>= 5;
+    }
+    out
+}
+
+fn decode(text: &[u8]) -> Option<[u8; 16]> {
+    if text.len() != 26 || text[0] > b'7' {
+        return None;
+    }
+    let mut value: u128 = 0;
+    for byte in text {
+        let digit = ALPHABET.iter().position(|c| c == byte)?;
+        value = (value << 5) | digit as u128;
+    }
+    Some(value.to_be_bytes())
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name([u8; 16]);
+
+        impl $name {
+            /// The text in front of every id of this kind.
+            pub const PREFIX: &'static str = $prefix;
+
+            /// A new id, unique everywhere.
+            #[must_use]
+            pub fn new() -> Self {
+                Self(*uuid::Uuid::now_v7().as_bytes())
+            }
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self::new()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str($prefix)?;
+                let text = encode(self.0);
+                f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseIdError;
+            fn from_str(text: &str) -> Result<Self, ParseIdError> {
+                text.strip_prefix($prefix)
+                    .and_then(|rest| decode(rest.as_bytes()))
+                    .map(Self)
+                    .ok_or(ParseIdError { prefix: $prefix })
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str>>::deserialize(d)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl<DB: sqlx::Database> sqlx::Type<DB> for $name
+        where
+            String: sqlx::Type<DB>,
+        {
+            fn type_info() -> DB::TypeInfo {
+                <String as sqlx::Type<DB>>::type_info()
+            }
+            fn compatible(ty: &DB::TypeInfo) -> bool {
+                <String as sqlx::Type<DB>>::compatible(ty)
+            }
+        }
+
+        impl<'q, DB: sqlx::Database> sqlx::Encode<'q, DB> for $name
+        where
+            String: sqlx::Encode<'q, DB>,
+        {
+            fn encode_by_ref(
+                &self,
+                buf: &mut <DB as sqlx::Database>::ArgumentBuffer,
+            ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
+                <String as sqlx::Encode<'q, DB>>::encode(self.to_string(), buf)
+            }
+        }
+
+        impl<'r, DB: sqlx::Database> sqlx::Decode<'r, DB> for $name
+        where
+            &'r str: sqlx::Decode<'r, DB>,
+        {
+            fn decode(
+                value: <DB as sqlx::Database>::ValueRef<'r>,
+            ) -> Result<Self, sqlx::error::BoxDynError> {
+                Ok(<&'r str as sqlx::Decode<'r, DB>>::decode(value)?.parse()?)
+            }
+        }
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
+                    .pattern(Some(concat!("^", $prefix, "[0-9A-HJKMNP-TV-Z]{26}$")))
+                    .into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
+    };
+}
+
+id!(/** A tenant. */ OrgId, "org_");
+id!(/** A person who signs in to the dashboard. */ UserId, "usr_");
+id!(/** An agent key (the record, never the key itself). */ KeyId, "key_");
+id!(/** A connected account. */ AccountId, "acc_");
+id!(/** A target. */ TargetId, "tgt_");
+id!(/** One attempt to connect an account. */ FlowId, "flow_");
+id!(/** One request of an agent. */ RequestId, "req_");
+id!(/** One audit record. */ AuditId, "aud_");
+id!(/** One queued job. */ JobId, "job_");
+id!(/** One running process, as the owner of leases. */ InstanceId, "ins_");
+
+impl RequestId {
+    /// A new id without a lock or a system call: each thread counts on from a random start.
+    #[must_use]
+    pub fn next() -> Self {
+        thread_local!(static NEXT: Cell<u128> = Cell::new(u128::from_be_bytes(random())));
+        NEXT.with(|next| {
+            let value = next.get();
+            next.set(value.wrapping_add(1));
+            Self(value.to_be_bytes())
+        })
+    }
+}
+
+/// `N` bytes from the system's cryptographic generator.
+///
+/// # Panics
+/// When the operating system has no randomness to give; nothing safe can be done then.
+#[must_use]
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0u8; N];
+    rand::fill(&mut bytes).expect("the system's random generator works");
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_reads_back_as_itself_and_sorts_by_time() {
+        let first = AccountId::new();
+        let second = AccountId::new();
+        assert_eq!(first.to_string().parse(), Ok(first));
+        assert!(first.to_string() < second.to_string());
+        assert_eq!(first.to_string().len(), 30);
+    }
+
+    #[test]
+    fn an_id_of_another_kind_is_refused() {
+        let account = AccountId::new().to_string();
+        assert!(account.parse::<KeyId>().is_err());
+        assert!(account.to_lowercase().parse::<AccountId>().is_err());
+        assert!("acc_ZZZZZZZZZZZZZZZZZZZZZZZZZZ".parse::<AccountId>().is_err());
+    }
+
+    #[test]
+    fn request_ids_do_not_repeat() {
+        assert_ne!(RequestId::next(), RequestId::next());
+    }
+}

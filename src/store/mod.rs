@@ -1,0 +1,114 @@
+//! What is stored, and the only code that speaks SQL. Each public method is one unit of work: one statement, or one
+//! transaction. The nouns stand beside their SQL; columns that can't go together are an error on read.
+//!
+//! Secrets come in and go out as [`Sealed`](crate::vault::Sealed); nothing here can open one.
+
+mod accounts;
+mod audit;
+mod db;
+mod flows;
+mod keys;
+mod meta;
+mod policy;
+mod revocations;
+mod sessions;
+mod targets;
+
+pub use accounts::{
+    AccountFilter, AccountRow, AccountTokens, Captures, Disconnected, NewTokens, Reason, SaveConnected, Status,
+    TargetRef, Validity,
+};
+pub use audit::{AuditFilter, AuditRow};
+pub use flows::{FlowOpened, FlowRow};
+pub use keys::{GrantAccess, GrantRow, KeyRow};
+pub use meta::OrganizationRow;
+pub use policy::{PolicyAccount, PolicyGrant, PolicyKey, PolicyRows, PolicyTarget};
+pub use revocations::RevocationRow;
+pub use sessions::SessionRow;
+pub use targets::{TargetKind, TargetRow};
+
+use crate::clock::Timestamp;
+use crate::config::StoreUrl;
+
+/// The store; clones share its pools.
+#[derive(Clone)]
+pub struct Store {
+    db: db::Db,
+}
+
+/// What a caller can do about it: nothing but say so, or treat a conflict as the caller's answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A uniqueness rule was broken: the name, slug or account exists already.
+    #[error("already exists")]
+    Conflict,
+    /// The row to change is not there (or not in the state that the change needs).
+    #[error("not found")]
+    NotFound,
+    /// The database holds something this binary does not understand.
+    #[error("the store holds an unreadable {what}: {problem}")]
+    Unreadable {
+        /// Table or column.
+        what: &'static str,
+        /// Why.
+        problem: String,
+    },
+    /// The schema was made by a newer Keyward.
+    #[error("the store's schema (version {found}) is newer than this keyward knows ({known}); run a newer keyward")]
+    NewerSchema {
+        /// In the database.
+        found: i64,
+        /// In this binary.
+        known: i64,
+    },
+    /// The database failed or did not answer in time.
+    #[error("the database failed: {0}")]
+    Database(#[source] sqlx::Error),
+    /// The migrations failed.
+    #[error("migrating the store failed: {0}")]
+    Migrate(#[source] sqlx::migrate::MigrateError),
+}
+
+/// Store results.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Where a list goes on and how much of it is wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// Rows wanted, 1 to 200.
+    pub limit: u32,
+    /// The id of the last row seen.
+    pub after: Option<String>,
+}
+
+/// One page of a list, oldest first (audit: newest first).
+#[derive(Debug, Clone)]
+pub struct Paged<T> {
+    /// The rows.
+    pub items: Vec<T>,
+    /// For the next page's `after`; `None` at the end.
+    pub next: Option<String>,
+}
+
+impl Store {
+    /// Opens the database and brings its schema up to date. `now` stamps the `default` organization when it is made.
+    ///
+    /// # Errors
+    /// [`Error::NewerSchema`], [`Error::Migrate`], [`Error::Database`].
+    pub async fn open(_url: &StoreUrl, _now: Timestamp) -> Result<Self> {
+        todo!()
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn ping(&self) -> Result<()> {
+        todo!()
+    }
+
+    /// Closes every connection after what runs has finished.
+    pub async fn close(&self) {
+        todo!()
+    }
+}
