@@ -11,8 +11,8 @@ mod target;
 pub use load::CatalogError;
 pub use pattern::{Pattern, PatternError, Patterns};
 pub use provider::{
-    Captured, Capability, ClientAuth, ClientCredentials, Identity, Inject, InjectPlace, Input, OAuth, OAuthFields, Pkce,
-    Preset, Provider, Rotation,
+    Capability, Captured, ClientAuth, ClientCredentials, Identity, Inject, InjectPlace, Input, OAuth, OAuthFields,
+    Pkce, Preset, Provider, Rotation,
 };
 pub use target::{Base, BaseError, Injection};
 

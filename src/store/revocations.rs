@@ -54,12 +54,7 @@ impl Store {
     ///
     /// # Errors
     /// [`super::Error::Database`].
-    pub async fn postpone_revocation(
-        &self,
-        _id: JobId,
-        _next_at: Timestamp,
-        _record: Option<&AuditRow>,
-    ) -> Result<()> {
+    pub async fn postpone_revocation(&self, _id: JobId, _next_at: Timestamp, _record: Option<&AuditRow>) -> Result<()> {
         todo!()
     }
 }

@@ -1,0 +1,194 @@
+//! The immutable snapshot: who a key is, and what it may do.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::Method;
+use ipnet::IpNet;
+
+use crate::catalog::{Base, Inject, Injection, Patterns, Provider};
+use crate::clock::Timestamp;
+use crate::ids::{AccountId, KeyId, OrgId, TargetId};
+use crate::store::{Captures, GrantAccess};
+
+/// Everything that decides a request.
+#[derive(Default)]
+pub struct Policy {
+    pub(super) revision: i64,
+    pub(super) agents: HashMap<[u8; 32], Candidate>,
+}
+
+/// An agent behind one of its hashes: the current one, or one in its grace after a rotation.
+pub(super) struct Candidate {
+    pub(super) agent: Arc<Agent>,
+    pub(super) until: Option<Timestamp>,
+}
+
+/// An identified agent.
+pub struct Agent {
+    /// Key id.
+    pub key: KeyId,
+    /// Organization.
+    pub organization: OrgId,
+    /// The key's name, for people.
+    pub name: Box<str>,
+    /// Addresses it may come from; empty: any.
+    pub allowed_ips: Vec<IpNet>,
+    pub(super) grants: HashMap<Box<str>, Granted>,
+}
+
+pub(super) struct Granted {
+    pub(super) target: Arc<Target>,
+    pub(super) access: GrantAccess,
+}
+
+/// A target, compiled.
+pub struct Target {
+    /// Id.
+    pub id: TargetId,
+    /// Slug.
+    pub slug: Arc<str>,
+    /// For people.
+    pub name: Box<str>,
+    /// Where requests go.
+    pub base: Base,
+    /// What may be reached at all.
+    pub fence: Patterns,
+    /// The fence as written.
+    pub fence_text: Vec<String>,
+    /// What counts as reading.
+    pub read: Patterns,
+    /// As written.
+    pub read_text: Vec<String>,
+    /// What goes into a request.
+    pub credential: Credential,
+    /// Where it comes from.
+    pub kind: TargetKind,
+}
+
+/// What goes into a request.
+pub enum Credential {
+    /// The access token of an account, put in like this.
+    Account {
+        /// The account.
+        account: AccountId,
+        /// How its token goes in.
+        inject: Inject,
+    },
+    /// Ready.
+    Ready(Arc<Injection>),
+}
+
+/// Where a target comes from.
+pub enum TargetKind {
+    /// Made with an account.
+    Managed {
+        /// Its provider.
+        provider: Arc<Provider>,
+        /// Capability id.
+        capability: Box<str>,
+        /// The account's inputs and captured values.
+        captures: Captures,
+    },
+    /// Made by an administrator.
+    Static,
+    /// In `gateway.toml`.
+    System,
+}
+
+/// The right to send one request to one target: only [`Policy::verdict`] makes one.
+#[derive(Clone)]
+pub struct Grant {
+    target: Arc<Target>,
+    key: KeyId,
+    access: GrantAccess,
+}
+
+impl Grant {
+    /// Where the request goes.
+    #[must_use]
+    pub fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+    /// Whose request it is.
+    #[must_use]
+    pub fn key(&self) -> KeyId {
+        self.key
+    }
+    /// How much the agent may do there.
+    #[must_use]
+    pub fn access(&self) -> GrantAccess {
+        self.access
+    }
+}
+
+/// Why an agent is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reject {
+    /// Absent, malformed, unknown, revoked, expired: all alike.
+    InvalidKey,
+    /// Not from this address.
+    AddressNotAllowed,
+}
+
+/// What may happen to a request.
+pub enum Verdict {
+    /// It may be sent.
+    Allow(Grant),
+    /// There is no such target, or none that this key may know of.
+    TargetNotFound,
+    /// The fence or the access level refuses this method and path. Holds the target, for the record.
+    NotPermitted(Arc<Target>),
+}
+
+impl Policy {
+    /// The revision that this view was read at.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// Who presents this key, from there, now.
+    ///
+    /// # Errors
+    /// [`Reject`].
+    pub fn identify(&self, presented: &[u8], from: IpAddr, now: Timestamp) -> Result<Arc<Agent>, Reject> {
+        let hash = super::keys::hash_presented(presented).map_err(|_| Reject::InvalidKey)?;
+        let candidate = self.agents.get(&hash).ok_or(Reject::InvalidKey)?;
+        if candidate.until.is_some_and(|until| now >= until) {
+            return Err(Reject::InvalidKey);
+        }
+        let agent = &candidate.agent;
+        let from = from.to_canonical();
+        if !agent.allowed_ips.is_empty() && !agent.allowed_ips.iter().any(|net| net.contains(&from)) {
+            return Err(Reject::AddressNotAllowed);
+        }
+        Ok(Arc::clone(agent))
+    }
+
+    /// What may happen to this request. `path` is the raw path below the target: starts with `/`, no query.
+    #[must_use]
+    pub fn verdict(&self, agent: &Agent, slug: &str, method: &Method, path: &str) -> Verdict {
+        let Some(granted) = agent.grants.get(slug) else {
+            return Verdict::TargetNotFound;
+        };
+        let target = &granted.target;
+        let inside = target.fence.matches(method, path)
+            && (granted.access == GrantAccess::Write || target.read.matches(method, path));
+        if !inside {
+            return Verdict::NotPermitted(Arc::clone(target));
+        }
+        Verdict::Allow(Grant { target: Arc::clone(target), key: agent.key, access: granted.access })
+    }
+}
+
+impl Agent {
+    /// What this agent may use, by slug.
+    #[must_use]
+    pub fn targets(&self) -> Vec<(&Arc<Target>, GrantAccess)> {
+        let mut targets: Vec<_> = self.grants.values().map(|granted| (&granted.target, granted.access)).collect();
+        targets.sort_by(|a, b| a.0.slug.cmp(&b.0.slug));
+        targets
+    }
+}

@@ -1,0 +1,97 @@
+//! What is written down.
+
+use std::fmt;
+
+use crate::clock::Timestamp;
+use crate::ids::{AccountId, AuditId, KeyId, OrgId};
+use crate::store::AuditRow;
+
+/// Who does something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Actor {
+    /// An agent, by its key's id.
+    Agent(KeyId),
+    /// Somebody with the admin token.
+    AdminToken,
+    /// Somebody signed in to the dashboard.
+    Session,
+    /// Keyward itself.
+    System,
+    /// Nobody that is known.
+    Anonymous,
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Agent(key) => fmt::Display::fmt(key, f),
+            Self::AdminToken => f.write_str("admin_token"),
+            Self::Session => f.write_str("session"),
+            Self::System => f.write_str("system"),
+            Self::Anonymous => f.write_str("anonymous"),
+        }
+    }
+}
+
+/// An act, about to be written with its change. `action` is a stable word: `account.connected`, `key.created`…
+#[derive(Debug, Clone)]
+pub struct Record {
+    row: AuditRow,
+}
+
+impl Record {
+    /// An act of `actor` at `at`.
+    #[must_use]
+    pub fn new(at: Timestamp, organization: OrgId, actor: &Actor, action: &'static str) -> Self {
+        Self {
+            row: AuditRow {
+                id: AuditId::new(),
+                organization: Some(organization),
+                at,
+                actor: actor.to_string(),
+                action: action.to_owned(),
+                request: None,
+                key: None,
+                target: None,
+                account: None,
+                method: None,
+                path: None,
+                status: None,
+                code: None,
+                bytes_in: None,
+                bytes_out: None,
+                duration_us: None,
+                detail: None,
+            },
+        }
+    }
+    /// About this key.
+    #[must_use]
+    pub fn key(mut self, key: KeyId) -> Self {
+        self.row.key = Some(key);
+        self
+    }
+    /// About this target.
+    #[must_use]
+    pub fn target(mut self, slug: &str) -> Self {
+        self.row.target = Some(slug.to_owned());
+        self
+    }
+    /// About this account.
+    #[must_use]
+    pub fn account(mut self, account: AccountId) -> Self {
+        self.row.account = Some(account);
+        self
+    }
+    /// What else belongs to it: a JSON object without secrets.
+    #[must_use]
+    pub fn detail(mut self, detail: serde_json::Value) -> Self {
+        self.row.detail = Some(detail);
+        self
+    }
+    /// The form that is stored.
+    #[must_use]
+    pub fn into_row(self) -> AuditRow {
+        self.row
+    }
+}

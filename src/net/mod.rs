@@ -1,0 +1,11 @@
+//! Sockets: how connections come in, how they go out, and where they may not go. Knows nothing of gateways.
+
+mod client;
+mod guard;
+mod serve;
+mod tls;
+
+pub use client::{Client, ClientError, ClientLimits};
+pub use guard::{DialError, Guard};
+pub use serve::{Listener, Peer, ServeLimits, serve};
+pub use tls::{TlsError, client_config};

@@ -1,0 +1,5 @@
+//! Every metric.
+
+/// Every metric.
+#[derive(Default)]
+pub struct Metrics {}
