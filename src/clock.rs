@@ -1,9 +1,9 @@
 //! Wall time, which a test can hold still. Waiting is `tokio::time`'s business, never this module's.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -117,6 +117,17 @@ impl Clock {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
             }
+        }
+    }
+
+    /// Monotonic time since an arbitrary start: what deadlines in memory are kept in, so that a wall clock that jumps
+    /// moves none of them. A held clock's monotonic time moves with it.
+    #[must_use]
+    pub fn monotonic(&self) -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        match &self.0 {
+            Some(held) => Duration::from_millis(u64::try_from(held.load(Ordering::SeqCst)).unwrap_or(0)),
+            None => START.get_or_init(Instant::now).elapsed(),
         }
     }
 

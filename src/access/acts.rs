@@ -1,15 +1,22 @@
-//! The acts that change access: keys, grants, static targets. Each writes its change and its audit record in one
-//! transaction, then reloads the snapshot.
+//! The acts that change keys and grants. Each writes its change and its audit record in one transaction, then reloads
+//! the snapshot: the change counts for the next request.
+
+use std::time::Duration;
 
 use ipnet::IpNet;
+use serde_json::json;
 
-use crate::audit::Actor;
+use crate::audit::{Actor, Record};
 use crate::clock::Timestamp;
-use crate::config::StaticCredential;
 use crate::ids::{KeyId, OrgId};
-use crate::store::{GrantAccess, GrantRow, KeyRow, TargetRow};
+use crate::store::{self, GrantAccess, GrantRow, KeyRow};
 
 use super::{Access, AgentKey};
+
+/// The longest name, in characters.
+const NAME: usize = 200;
+/// The longest grace of a rotation.
+const GRACE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Why an act did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +41,12 @@ pub enum AccessError {
     Internal(#[from] anyhow::Error),
 }
 
+impl From<store::Error> for AccessError {
+    fn from(error: store::Error) -> Self {
+        Self::Internal(error.into())
+    }
+}
+
 /// A key to be made.
 pub struct NewKey {
     /// For people, 1 to 200 characters.
@@ -55,125 +68,175 @@ pub struct KeyChange {
     pub allowed_ips: Option<Vec<IpNet>>,
 }
 
-/// A static target to be made.
-pub struct NewTarget {
-    /// `[a-z0-9-]{1,96}`.
-    pub slug: String,
-    /// For people.
-    pub name: String,
-    /// Base URL.
-    pub base_url: String,
-    /// Credential.
-    pub credential: StaticCredential,
-    /// Patterns; empty: `/**`.
-    pub fence: Vec<String>,
-}
-
-/// Changes to a static target; `None` leaves a field.
-#[derive(Default)]
-pub struct TargetChange {
-    /// New name.
-    pub name: Option<String>,
-    /// New base URL; needs the credential again (a stored secret is never sent somewhere new unseen).
-    pub base_url: Option<String>,
-    /// New credential.
-    pub credential: Option<StaticCredential>,
-    /// New fence.
-    pub fence: Option<Vec<String>>,
+/// A name for people: trimmed, 1 to 200 characters, no control characters.
+pub(super) fn checked_name(name: &str) -> Result<String, AccessError> {
+    let name = name.trim();
+    if name.is_empty() || name.chars().count() > NAME || name.chars().any(char::is_control) {
+        return Err(AccessError::BadRequest(format!("name: 1 to {NAME} characters, no control characters")));
+    }
+    Ok(name.to_owned())
 }
 
 impl Access {
+    pub(super) fn record(&self, org: OrgId, actor: &Actor, action: &'static str) -> Record {
+        Record::new(self.clock.now(), org, actor, action)
+    }
+
+    async fn key(&self, org: OrgId, id: KeyId) -> Result<KeyRow, AccessError> {
+        self.store.key(org, id).await?.ok_or(AccessError::KeyNotFound)
+    }
+
+    /// A key that was not revoked: what changes may be made to.
+    async fn live_key(&self, org: OrgId, id: KeyId) -> Result<KeyRow, AccessError> {
+        let key = self.key(org, id).await?;
+        if key.revoked_at.is_some() {
+            return Err(AccessError::BadRequest("this key was revoked; make a new one".to_owned()));
+        }
+        Ok(key)
+    }
+
+    async fn save_key(&self, key: &KeyRow, record: Record) -> Result<(), AccessError> {
+        let record = record.key(key.id).detail(json!({"name": key.name})).into_row();
+        match self.store.update_key(key, &record).await {
+            Err(store::Error::NotFound) => return Err(AccessError::KeyNotFound),
+            other => other?,
+        }
+        Ok(self.reload().await?)
+    }
+
+    fn checked_expiry(&self, expires_at: Option<Timestamp>) -> Result<Option<Timestamp>, AccessError> {
+        match expires_at {
+            Some(end) if end <= self.clock.now() => {
+                Err(AccessError::BadRequest("expires_at: must be in the future".to_owned()))
+            }
+            other => Ok(other),
+        }
+    }
+
     /// Makes a key; the answer holds it in clear, once.
     ///
     /// # Errors
     /// [`AccessError`].
-    pub async fn create_key(
-        &self,
-        _org: OrgId,
-        _new: NewKey,
-        _actor: &Actor,
-    ) -> Result<(KeyRow, AgentKey), AccessError> {
-        todo!()
+    pub async fn create_key(&self, org: OrgId, new: NewKey, actor: &Actor) -> Result<(KeyRow, AgentKey), AccessError> {
+        let secret = AgentKey::generate();
+        let key = KeyRow {
+            id: KeyId::new(),
+            organization: org,
+            name: checked_name(&new.name)?,
+            hash: secret.hash(),
+            prefix: secret.prefix(),
+            expires_at: self.checked_expiry(new.expires_at)?,
+            allowed_ips: new.allowed_ips,
+            previous: None,
+            created_at: self.clock.now(),
+            last_used_at: None,
+            revoked_at: None,
+        };
+        let record = self.record(org, actor, "key.created").key(key.id).detail(json!({"name": key.name}));
+        self.store.insert_key(&key, &record.into_row()).await?;
+        self.reload().await?;
+        Ok((key, secret))
     }
+
     /// Changes a key.
     ///
     /// # Errors
     /// [`AccessError`].
     pub async fn update_key(
         &self,
-        _org: OrgId,
-        _id: KeyId,
-        _change: KeyChange,
-        _actor: &Actor,
+        org: OrgId,
+        id: KeyId,
+        change: KeyChange,
+        actor: &Actor,
     ) -> Result<KeyRow, AccessError> {
-        todo!()
+        let mut key = self.live_key(org, id).await?;
+        if let Some(name) = change.name {
+            key.name = checked_name(&name)?;
+        }
+        if let Some(expires_at) = change.expires_at {
+            key.expires_at = self.checked_expiry(expires_at)?;
+        }
+        if let Some(allowed_ips) = change.allowed_ips {
+            key.allowed_ips = allowed_ips;
+        }
+        self.save_key(&key, self.record(org, actor, "key.updated")).await?;
+        Ok(key)
     }
+
     /// Revokes a key: the next request with it is refused. Revoking twice is fine.
     ///
     /// # Errors
     /// [`AccessError`].
-    pub async fn revoke_key(&self, _org: OrgId, _id: KeyId, _actor: &Actor) -> Result<KeyRow, AccessError> {
-        todo!()
+    pub async fn revoke_key(&self, org: OrgId, id: KeyId, actor: &Actor) -> Result<KeyRow, AccessError> {
+        let mut key = self.key(org, id).await?;
+        if key.revoked_at.is_none() {
+            key.revoked_at = Some(self.clock.now());
+            key.previous = None;
+            self.save_key(&key, self.record(org, actor, "key.revoked")).await?;
+        }
+        Ok(key)
     }
-    /// Gives the key a new secret; the old one counts for `grace` longer.
+
+    /// Gives the key a new secret; the old one counts for `grace` longer (30 days at most).
     ///
     /// # Errors
     /// [`AccessError`].
     pub async fn rotate_key(
         &self,
-        _org: OrgId,
-        _id: KeyId,
-        _grace: std::time::Duration,
-        _actor: &Actor,
+        org: OrgId,
+        id: KeyId,
+        grace: Duration,
+        actor: &Actor,
     ) -> Result<(KeyRow, AgentKey), AccessError> {
-        todo!()
+        if grace > GRACE {
+            return Err(AccessError::BadRequest("grace: 30 days at most".to_owned()));
+        }
+        let mut key = self.live_key(org, id).await?;
+        let secret = AgentKey::generate();
+        key.previous = (!grace.is_zero()).then(|| (key.hash, self.clock.now().after(grace)));
+        key.hash = secret.hash();
+        key.prefix = secret.prefix();
+        self.save_key(&key, self.record(org, actor, "key.rotated")).await?;
+        Ok((key, secret))
     }
+
     /// Makes or changes a grant.
     ///
     /// # Errors
     /// [`AccessError`].
     pub async fn put_grant(
         &self,
-        _org: OrgId,
-        _key: KeyId,
-        _slug: &str,
-        _access: GrantAccess,
-        _actor: &Actor,
+        org: OrgId,
+        key: KeyId,
+        slug: &str,
+        access: GrantAccess,
+        actor: &Actor,
     ) -> Result<GrantRow, AccessError> {
-        todo!()
+        self.live_key(org, key).await?;
+        let target = self.store.target(org, slug).await?.ok_or(AccessError::TargetNotFound)?;
+        let grant = GrantRow { key, target: target.id, slug: target.slug, access, created_at: self.clock.now() };
+        let record =
+            self.record(org, actor, "grant.set").key(key).target(&grant.slug).detail(json!({"access": access}));
+        match self.store.put_grant(org, &grant, &record.into_row()).await {
+            // The key or the target went away between reading and writing.
+            Err(store::Error::NotFound) => return Err(AccessError::TargetNotFound),
+            other => other?,
+        }
+        self.reload().await?;
+        Ok(grant)
     }
+
     /// Takes a grant away.
     ///
     /// # Errors
     /// [`AccessError::TargetNotFound`] when there was none.
-    pub async fn delete_grant(&self, _org: OrgId, _key: KeyId, _slug: &str, _actor: &Actor) -> Result<(), AccessError> {
-        todo!()
-    }
-    /// Makes a static target.
-    ///
-    /// # Errors
-    /// [`AccessError`].
-    pub async fn create_target(&self, _org: OrgId, _new: NewTarget, _actor: &Actor) -> Result<TargetRow, AccessError> {
-        todo!()
-    }
-    /// Changes a static target.
-    ///
-    /// # Errors
-    /// [`AccessError`].
-    pub async fn update_target(
-        &self,
-        _org: OrgId,
-        _slug: &str,
-        _change: TargetChange,
-        _actor: &Actor,
-    ) -> Result<TargetRow, AccessError> {
-        todo!()
-    }
-    /// Deletes a static target and its grants.
-    ///
-    /// # Errors
-    /// [`AccessError`].
-    pub async fn delete_target(&self, _org: OrgId, _slug: &str, _actor: &Actor) -> Result<(), AccessError> {
-        todo!()
+    pub async fn delete_grant(&self, org: OrgId, key: KeyId, slug: &str, actor: &Actor) -> Result<(), AccessError> {
+        self.key(org, key).await?;
+        let target = self.store.target(org, slug).await?.ok_or(AccessError::TargetNotFound)?;
+        let record = self.record(org, actor, "grant.removed").key(key).target(slug).into_row();
+        if !self.store.delete_grant(org, key, target.id, &record).await? {
+            return Err(AccessError::TargetNotFound);
+        }
+        Ok(self.reload().await?)
     }
 }

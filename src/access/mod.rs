@@ -2,16 +2,21 @@
 //! them. A change counts for the next request on this instance: every act reloads the snapshot before it returns.
 
 mod acts;
+mod compile;
+mod credential;
 mod keys;
 mod policy;
+mod targets;
 
-pub use acts::{AccessError, KeyChange, NewKey, NewTarget, TargetChange};
+pub use acts::{AccessError, KeyChange, NewKey};
 pub use keys::{AgentKey, KeyError};
-pub use policy::{Agent, Credential, Grant, Policy, Reject, Target, TargetKind, Verdict};
+pub use policy::{Agent, Credential, Fence, Grant, Policy, Reject, Target, TargetKind, Verdict};
+pub use targets::{NewTarget, TargetChange};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use anyhow::Context;
 use arc_swap::ArcSwap;
 
 use crate::catalog::Catalog;
@@ -24,17 +29,52 @@ use crate::vault::Vault;
 pub struct Access {
     store: Store,
     vault: Arc<Vault>,
-    catalog: Arc<Catalog>,
     clock: Clock,
-    system: BTreeMap<String, SystemTarget>,
+    compiler: compile::Compiler,
     policy: ArcSwap<Policy>,
+    /// One reload at a time: a later one must never publish an earlier view.
     reload: tokio::sync::Mutex<()>,
 }
 
 impl Access {
+    /// Makes the system targets' rows match `system`, and reads the first snapshot.
+    ///
+    /// # Errors
+    /// When a system target can't be used (in words for the operator), or the store fails.
+    pub async fn open(
+        store: Store,
+        vault: Arc<Vault>,
+        catalog: &Catalog,
+        clock: Clock,
+        system: &BTreeMap<String, SystemTarget>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let compiler = compile::Compiler::new(catalog, system)?;
+        let slugs: Vec<_> = system.iter().map(|(slug, target)| (slug.clone(), target.name.clone())).collect();
+        store
+            .sync_system_targets(&slugs, clock.now())
+            .await
+            .context("a [targets] entry of gateway.toml can't be used: an organization has a target of that name")?;
+        let access =
+            Self { store, vault, clock, compiler, policy: ArcSwap::default(), reload: tokio::sync::Mutex::default() };
+        access.reload().await?;
+        Ok(Arc::new(access))
+    }
+
     /// The view of this moment. One load; hold it for one request and no longer.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Policy> {
         self.policy.load_full()
+    }
+
+    /// Reads everything again and makes it the view of this moment.
+    ///
+    /// # Errors
+    /// When the store fails; the old view stays.
+    pub async fn reload(&self) -> anyhow::Result<()> {
+        let _one = self.reload.lock().await;
+        let rows = self.store.policy().await.context("reading the policy")?;
+        let policy = self.compiler.compile(rows, &self.vault);
+        self.policy.store(Arc::new(policy));
+        Ok(())
     }
 }

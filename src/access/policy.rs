@@ -33,6 +33,8 @@ pub struct Agent {
     pub organization: OrgId,
     /// The key's name, for people.
     pub name: Box<str>,
+    /// Refused from then on.
+    pub expires_at: Option<Timestamp>,
     /// Addresses it may come from; empty: any.
     pub allowed_ips: Vec<IpNet>,
     pub(super) grants: HashMap<Box<str>, Granted>,
@@ -53,18 +55,25 @@ pub struct Target {
     pub name: Box<str>,
     /// Where requests go.
     pub base: Base,
-    /// What may be reached at all.
-    pub fence: Patterns,
-    /// The fence as written.
-    pub fence_text: Vec<String>,
-    /// What counts as reading.
-    pub read: Patterns,
-    /// As written.
-    pub read_text: Vec<String>,
+    /// Which requests.
+    pub fence: Arc<Fence>,
     /// What goes into a request.
     pub credential: Credential,
     /// Where it comes from.
     pub kind: TargetKind,
+}
+
+/// Which requests a target takes; shared by all targets of a capability.
+#[derive(Debug, Default)]
+pub struct Fence {
+    /// What may be reached at all.
+    pub inside: Patterns,
+    /// As written.
+    pub inside_text: Vec<String>,
+    /// What counts as reading.
+    pub read: Patterns,
+    /// As written.
+    pub read_text: Vec<String>,
 }
 
 /// What goes into a request.
@@ -174,8 +183,8 @@ impl Policy {
             return Verdict::TargetNotFound;
         };
         let target = &granted.target;
-        let inside = target.fence.matches(method, path)
-            && (granted.access == GrantAccess::Write || target.read.matches(method, path));
+        let inside = target.fence.inside.matches(method, path)
+            && (granted.access == GrantAccess::Write || target.fence.read.matches(method, path));
         if !inside {
             return Verdict::NotPermitted(Arc::clone(target));
         }

@@ -7,4 +7,4 @@ mod writer;
 
 pub use receipt::{AuditUnavailable, Receipt};
 pub use record::{Actor, Record};
-pub use writer::Audit;
+pub use writer::{Audit, Writer};

@@ -1,10 +1,16 @@
 //! One request's record in the making: opened first, rides on the answer's body, closes once — also on drop.
 
+use std::time::Instant;
+
 use http::{Method, StatusCode};
+use tokio::sync::mpsc::OwnedPermit;
 
-use crate::ids::{AccountId, KeyId, OrgId, RequestId};
+use crate::clock::Timestamp;
+use crate::ids::{AccountId, AuditId, KeyId, OrgId, RequestId};
+use crate::store::AuditRow;
 
-use super::Audit;
+use super::writer::Message;
+use super::{Actor, Audit};
 
 /// Records can't be written now, so nothing may be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -13,42 +19,182 @@ pub struct AuditUnavailable;
 
 /// One request's record in the making.
 pub struct Receipt {
-    _audit: Audit,
+    audit: Audit,
+    /// The place in the queue; `None` once closed, or when records are being dropped by configuration.
+    place: Option<OwnedPermit<Message>>,
+    entry: Entry,
+}
+
+/// What a receipt knows; turned into a row by the writer, off the hot path.
+#[derive(Debug)]
+pub(super) struct Entry {
     request: RequestId,
+    at: Timestamp,
+    started: Instant,
+    took_us: i64,
+    method: Method,
+    slug: Box<str>,
+    path: Box<str>,
+    key: Option<(KeyId, OrgId)>,
+    account: Option<AccountId>,
+    status: Option<StatusCode>,
+    code: Option<&'static str>,
+    bytes_in: u64,
+    bytes_out: u64,
+    finished: bool,
 }
 
 impl Receipt {
+    pub(super) fn new(audit: Audit, place: Option<OwnedPermit<Message>>, at: Timestamp) -> Self {
+        let entry = Entry {
+            request: RequestId::next(),
+            at,
+            started: Instant::now(),
+            took_us: 0,
+            method: Method::GET,
+            slug: Box::default(),
+            path: Box::default(),
+            key: None,
+            account: None,
+            status: None,
+            code: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            finished: false,
+        };
+        Self { audit, place, entry }
+    }
+
     /// The request's id.
     #[must_use]
     pub fn request_id(&self) -> RequestId {
-        self.request
+        self.entry.request
     }
+
     /// What was asked for: method, the target's slug as given, the path below it without query.
-    pub fn asked(&mut self, _method: &Method, _slug: &str, _path: &str) {
-        todo!()
+    pub fn asked(&mut self, method: &Method, slug: &str, path: &str) {
+        self.entry.method = method.clone();
+        self.entry.slug = slug.into();
+        self.entry.path = path.into();
     }
+
     /// Who asked.
-    pub fn agent(&mut self, _key: KeyId, _organization: OrgId) {
-        todo!()
+    pub fn agent(&mut self, key: KeyId, organization: OrgId) {
+        self.entry.key = Some((key, organization));
     }
+
     /// The account that it uses.
-    pub fn account(&mut self, _account: AccountId) {
-        todo!()
+    pub fn account(&mut self, account: AccountId) {
+        self.entry.account = Some(account);
     }
+
     /// The answer's status, and Keyward's code when Keyward refused.
-    pub fn answered(&mut self, _status: StatusCode, _code: Option<&'static str>) {
-        todo!()
+    pub fn answered(&mut self, status: StatusCode, code: Option<&'static str>) {
+        self.entry.status = Some(status);
+        self.entry.code = code;
     }
+
     /// Request body bytes that went by.
-    pub fn sent(&mut self, _bytes: u64) {
-        todo!()
+    pub fn sent(&mut self, bytes: u64) {
+        self.entry.bytes_in += bytes;
     }
+
     /// Answer body bytes that went by.
-    pub fn received(&mut self, _bytes: u64) {
-        todo!()
+    pub fn received(&mut self, bytes: u64) {
+        self.entry.bytes_out += bytes;
     }
+
     /// The answer ended whole. A receipt that is dropped without this says `aborted`.
     pub fn finished(&mut self) {
-        todo!()
+        self.entry.finished = true;
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        let elapsed = self.entry.started.elapsed();
+        self.entry.took_us = i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX);
+        self.audit.metrics().observe_request(self.entry.outcome(), elapsed.as_secs_f64());
+        if let Some(place) = self.place.take() {
+            let entry = std::mem::replace(&mut self.entry, Entry::spent());
+            place.send(Message::Request(Box::new(entry)));
+        }
+    }
+}
+
+impl Entry {
+    fn spent() -> Self {
+        Self {
+            request: RequestId::next(),
+            at: Timestamp::default(),
+            started: Instant::now(),
+            took_us: 0,
+            method: Method::GET,
+            slug: Box::default(),
+            path: Box::default(),
+            key: None,
+            account: None,
+            status: None,
+            code: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            finished: true,
+        }
+    }
+
+    fn outcome(&self) -> &'static str {
+        match (self.finished, self.code, self.status) {
+            (false, ..) => "aborted",
+            (true, Some(_), _) => "refused",
+            (true, None, Some(status)) => match status.as_u16() {
+                200..=299 => "2xx",
+                300..=399 => "3xx",
+                400..=499 => "4xx",
+                _ => "5xx",
+            },
+            (true, None, None) => "aborted",
+        }
+    }
+
+    pub(super) fn into_row(self) -> AuditRow {
+        let code = self.code.or(if self.finished { None } else { Some("aborted") });
+        AuditRow {
+            id: AuditId::new(),
+            organization: self.key.map(|(_, organization)| organization),
+            at: self.at,
+            actor: match self.key {
+                Some((key, _)) => Actor::Agent(key).to_string(),
+                None => Actor::Anonymous.to_string(),
+            },
+            action: "request".to_owned(),
+            request: Some(self.request),
+            key: self.key.map(|(key, _)| key),
+            target: (!self.slug.is_empty()).then(|| visible(&self.slug)),
+            account: self.account,
+            method: Some(self.method.to_string()),
+            path: Some(visible(&self.path)),
+            status: self.status.map(|status| i64::from(status.as_u16())),
+            code: code.map(str::to_owned),
+            bytes_in: i64::try_from(self.bytes_in).ok(),
+            bytes_out: i64::try_from(self.bytes_out).ok(),
+            duration_us: Some(self.took_us),
+            detail: None,
+        }
+    }
+}
+
+/// At most 2,000 characters, control characters escaped: what an agent sends must not forge a line of anybody's log.
+fn visible(text: &str) -> String {
+    text.chars().take(2_000).flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_escaped() {
+        assert_eq!(visible("/a\r\nGET /b"), "/a\\r\\nGET /b");
+        assert_eq!(visible(&"x".repeat(3_000)).len(), 2_000);
     }
 }

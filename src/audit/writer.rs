@@ -1,25 +1,176 @@
-//! From receipts to rows: a bounded queue, one writer, batches.
+//! From receipts to rows: a bounded queue, one writer, batches. When the store can't take rows, they wait here and are
+//! tried again; the queue fills, agents slow down, and at last they are refused. Nothing is lost silently.
 
-use crate::store::AuditRow;
+use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::clock::Clock;
+use crate::config::{self, OnFull};
+use crate::store::{AuditRow, Store};
+use crate::telemetry::Metrics;
+
+use super::receipt::Entry;
 use super::{AuditUnavailable, Receipt};
+
+/// Records that may wait: about 8 MiB of them.
+const QUEUE: usize = 16_384;
+/// Records of one transaction.
+const BATCH: usize = 1_000;
+/// How long the first record of a batch waits for company.
+const COMPANY: Duration = Duration::from_millis(50);
+/// How long a request waits for a place before it is refused.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub(super) enum Message {
+    /// A request's receipt closed.
+    Request(Box<Entry>),
+    /// A record that belongs to no change.
+    Note(Box<AuditRow>),
+    /// Somebody wants to read what was written up to here.
+    Flush(oneshot::Sender<()>),
+}
 
 /// The audit service; clones are the same.
 #[derive(Clone)]
-pub struct Audit {}
+pub struct Audit(Arc<Inner>);
+
+struct Inner {
+    queue: mpsc::Sender<Message>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    on_full: OnFull,
+}
+
+/// The half that writes; to be run once.
+pub struct Writer {
+    queue: mpsc::Receiver<Message>,
+    store: Store,
+    metrics: Arc<Metrics>,
+}
 
 impl Audit {
+    /// The service and its writer.
+    #[must_use]
+    pub fn new(store: Store, clock: Clock, metrics: Arc<Metrics>, config: &config::Audit) -> (Self, Writer) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let inner = Inner { queue: sender, clock, metrics: Arc::clone(&metrics), on_full: config.on_full };
+        (Self(Arc::new(inner)), Writer { queue: receiver, store, metrics })
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
     /// Opens a receipt: starts the clock and reserves a place in the queue, so that closing it can never lose it. Waits
     /// while the queue is full (on purpose: a full queue slows agents), 5 s at most.
     ///
     /// # Errors
-    /// [`AuditUnavailable`].
+    /// [`AuditUnavailable`], when `audit.on_full` is `refuse`; with `drop` the record is counted as lost instead.
     pub async fn open(&self) -> Result<Receipt, AuditUnavailable> {
-        todo!()
+        let at = self.0.clock.now();
+        let place = match self.0.queue.clone().try_reserve_owned() {
+            Ok(place) => Some(place),
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(AuditUnavailable),
+            Err(mpsc::error::TrySendError::Full(queue)) => match self.0.on_full {
+                OnFull::Drop => {
+                    self.0.metrics.audit_dropped();
+                    None
+                }
+                OnFull::Refuse => match timeout(PATIENCE, queue.reserve_owned()).await {
+                    Ok(Ok(place)) => Some(place),
+                    _ => return Err(AuditUnavailable),
+                },
+            },
+        };
+        Ok(Receipt::new(self.clone(), place, at))
     }
 
-    /// Appends a record that belongs to no change, such as a sign-in that failed. Best effort.
-    pub fn note(&self, _row: AuditRow) {
-        todo!()
+    /// Appends a record that belongs to no change, such as a sign-in that failed. Lost (and counted) when the queue is
+    /// full: nobody waits for it.
+    pub fn note(&self, row: AuditRow) {
+        if self.0.queue.try_send(Message::Note(Box::new(row))).is_err() {
+            self.0.metrics.audit_dropped();
+        }
+    }
+
+    /// Waits until everything that was closed before this call can be read (1 s at most, so that reading the trail never
+    /// hangs on a database that can't be written).
+    pub async fn flush(&self) {
+        let (done, wait) = oneshot::channel();
+        let asked = async {
+            if self.0.queue.send(Message::Flush(done)).await.is_ok() {
+                let _ = wait.await;
+            }
+        };
+        let _ = timeout(Duration::from_secs(1), asked).await;
+    }
+}
+
+impl Writer {
+    /// Writes until every [`Audit`] is gone, or until `end` resolves and what was in the queue by then is written.
+    pub async fn run(mut self, end: impl Future<Output = ()>) {
+        let mut end = std::pin::pin!(end);
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut ending = false;
+        loop {
+            let got = if ending {
+                self.queue.recv_many(&mut batch, BATCH).await
+            } else {
+                tokio::select! {
+                    got = self.queue.recv_many(&mut batch, BATCH) => got,
+                    () = &mut end => {
+                        // Places that are reserved may still be used; new ones are refused from here on.
+                        self.queue.close();
+                        ending = true;
+                        continue;
+                    }
+                }
+            };
+            if got == 0 {
+                return;
+            }
+            let hurry = ending || got == BATCH || batch.iter().any(|message| matches!(message, Message::Flush(_)));
+            if !hurry {
+                tokio::time::sleep(COMPANY).await;
+                while batch.len() < BATCH {
+                    match self.queue.try_recv() {
+                        Ok(message) => batch.push(message),
+                        Err(_) => break,
+                    }
+                }
+            }
+            self.write(&mut batch).await;
+        }
+    }
+
+    async fn write(&self, batch: &mut Vec<Message>) {
+        let mut rows = Vec::with_capacity(batch.len());
+        let mut waiting = Vec::new();
+        for message in batch.drain(..) {
+            match message {
+                Message::Request(entry) => rows.push(entry.into_row()),
+                Message::Note(row) => rows.push(*row),
+                Message::Flush(done) => waiting.push(done),
+            }
+        }
+        let mut pause = Duration::from_millis(100);
+        while !rows.is_empty() {
+            match self.store.append_audit(&rows).await {
+                Ok(()) => break,
+                Err(cause) => {
+                    tracing::error!(rows = rows.len(), %cause, "audit records can't be written; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(2));
+                }
+            }
+        }
+        self.metrics.audit_written(rows.len());
+        for done in waiting {
+            let _ = done.send(());
+        }
     }
 }

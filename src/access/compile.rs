@@ -1,0 +1,166 @@
+//! Rows in, [`Policy`] out. Only what a grant can reach is compiled. A row that can't be used (its provider left the
+//! catalog, its credential does not open) is left out with a warning: it must not stop the others.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use crate::catalog::{Base, Catalog, Injection, Patterns, Provider};
+use crate::config::SystemTarget;
+use crate::ids::{AccountId, TargetId};
+use crate::store::{self, PolicyAccount, PolicyRows, PolicyTarget};
+use crate::vault::Vault;
+
+use super::credential;
+use super::policy::{Agent, Candidate, Credential, Fence, Granted, Policy, Target, TargetKind};
+
+/// What stays the same over all snapshots.
+pub(super) struct Compiler {
+    /// Providers with their capabilities' fences.
+    providers: HashMap<String, (Arc<Provider>, HashMap<String, Arc<Fence>>)>,
+    system: HashMap<String, System>,
+}
+
+struct System {
+    base: Base,
+    fence: Arc<Fence>,
+    injection: Arc<Injection>,
+}
+
+impl Compiler {
+    pub(super) fn new(catalog: &Catalog, system: &BTreeMap<String, SystemTarget>) -> anyhow::Result<Self> {
+        let providers = catalog.iter().map(|provider| (provider.id.clone(), with_fences(provider))).collect();
+        let system = system
+            .iter()
+            .map(|(slug, target)| {
+                let compiled = compile_system(target).with_context(|| format!("gateway.toml: targets.{slug}"))?;
+                Ok((slug.clone(), compiled))
+            })
+            .collect::<anyhow::Result<_>>()?;
+        Ok(Self { providers, system })
+    }
+
+    pub(super) fn compile(&self, rows: PolicyRows, vault: &Vault) -> Policy {
+        let accounts: HashMap<AccountId, &PolicyAccount> = rows.accounts.iter().map(|row| (row.id, row)).collect();
+        let rows_by_id: HashMap<TargetId, &PolicyTarget> = rows.targets.iter().map(|row| (row.id, row)).collect();
+        let mut targets: HashMap<TargetId, Option<Arc<Target>>> = HashMap::new();
+        let mut grants: HashMap<_, HashMap<Box<str>, Granted>> = HashMap::new();
+        for grant in rows.grants {
+            let target = targets.entry(grant.target).or_insert_with(|| {
+                let row = rows_by_id.get(&grant.target)?;
+                match self.target(row, &accounts, vault) {
+                    Ok(target) => Some(Arc::new(target)),
+                    Err(problem) => {
+                        tracing::warn!(
+                            target.slug = row.slug,
+                            problem = format!("{problem:#}"),
+                            "a target can't be used"
+                        );
+                        None
+                    }
+                }
+            });
+            if let Some(target) = target {
+                let granted = Granted { target: Arc::clone(target), access: grant.access };
+                grants.entry(grant.key).or_default().insert(Box::from(&*target.slug), granted);
+            }
+        }
+        let mut agents = HashMap::with_capacity(rows.keys.len());
+        for key in rows.keys {
+            let agent = Arc::new(Agent {
+                key: key.id,
+                organization: key.organization,
+                name: key.name.into(),
+                expires_at: key.expires_at,
+                allowed_ips: key.allowed_ips,
+                grants: grants.remove(&key.id).unwrap_or_default(),
+            });
+            if let Some((hash, until)) = key.previous {
+                let until = key.expires_at.map_or(until, |end| end.min(until));
+                agents.insert(hash, Candidate { agent: Arc::clone(&agent), until: Some(until) });
+            }
+            agents.insert(key.hash, Candidate { agent, until: key.expires_at });
+        }
+        Policy { revision: rows.revision, agents }
+    }
+
+    fn target(
+        &self,
+        row: &PolicyTarget,
+        accounts: &HashMap<AccountId, &PolicyAccount>,
+        vault: &Vault,
+    ) -> anyhow::Result<Target> {
+        let (base, fence, credential, kind) = match &row.kind {
+            store::TargetKind::Managed { account, provider, capability } => {
+                let (provider, fences) =
+                    self.providers.get(provider).with_context(|| format!("no provider `{provider}` in the catalog"))?;
+                let data = accounts.get(account).context("its account is gone")?;
+                let slice = provider
+                    .capabilities
+                    .get(capability)
+                    .with_context(|| format!("{} has no capability `{capability}`", provider.id))?;
+                let url =
+                    provider.fill(&slice.base_url, &data.captures).map_err(|problem| anyhow::anyhow!("{problem}"))?;
+                let fence = fences.get(capability).cloned().unwrap_or_default();
+                let credential = Credential::Account { account: *account, inject: provider.inject.clone() };
+                let kind = TargetKind::Managed {
+                    provider: Arc::clone(provider),
+                    capability: capability.as_str().into(),
+                    captures: data.captures.clone(),
+                };
+                (Base::parse(&url)?, fence, credential, kind)
+            }
+            store::TargetKind::Static { base_url, credential, fence, .. } => {
+                let injection = match credential {
+                    Some(sealed) => {
+                        let row = row.id.to_string();
+                        credential::injection(&credential::unseal(vault, &row, sealed)?)?
+                    }
+                    None => Injection::Headers(Vec::new()),
+                };
+                let fence = Arc::new(open_fence(fence)?);
+                (Base::parse(base_url)?, fence, Credential::Ready(Arc::new(injection)), TargetKind::Static)
+            }
+            store::TargetKind::System => {
+                let system = self.system.get(&row.slug).context("not in gateway.toml any more")?;
+                let credential = Credential::Ready(Arc::clone(&system.injection));
+                (system.base.clone(), Arc::clone(&system.fence), credential, TargetKind::System)
+            }
+        };
+        let (slug, name) = (row.slug.as_str().into(), row.name.as_str().into());
+        Ok(Target { id: row.id, slug, name, base, fence, credential, kind })
+    }
+}
+
+fn with_fences(provider: &Arc<Provider>) -> (Arc<Provider>, HashMap<String, Arc<Fence>>) {
+    let fences = provider
+        .capabilities
+        .iter()
+        .map(|(id, capability)| {
+            let fence = Fence {
+                inside: capability.fence.clone(),
+                inside_text: capability.fence_text.clone(),
+                read: capability.read.clone(),
+                read_text: capability.read_text.clone(),
+            };
+            (id.clone(), Arc::new(fence))
+        })
+        .collect();
+    (Arc::clone(provider), fences)
+}
+
+/// A fence without a capability: reading is `GET` and `HEAD`.
+pub(super) fn open_fence(patterns: &[String]) -> anyhow::Result<Fence> {
+    let inside_text = if patterns.is_empty() { vec!["/**".to_owned()] } else { patterns.to_vec() };
+    let read_text = vec!["GET /**".to_owned(), "HEAD /**".to_owned()];
+    Ok(Fence { inside: Patterns::parse(&inside_text)?, inside_text, read: Patterns::parse(&read_text)?, read_text })
+}
+
+fn compile_system(target: &SystemTarget) -> anyhow::Result<System> {
+    Ok(System {
+        base: Base::parse(&target.base_url).context("base_url")?,
+        fence: Arc::new(open_fence(&target.fence).context("fence")?),
+        injection: Arc::new(credential::injection(&target.credential).context("credential")?),
+    })
+}
