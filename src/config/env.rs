@@ -26,6 +26,13 @@ impl Env {
         Self(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect())
     }
 
+    /// The same with these values instead of what was there.
+    #[must_use]
+    pub fn with<K: Into<String>, V: Into<String>>(mut self, pairs: impl IntoIterator<Item = (K, V)>) -> Self {
+        self.0.extend(pairs.into_iter().map(|(name, value)| (name.into(), value.into())));
+        self
+    }
+
     /// A plain value.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {

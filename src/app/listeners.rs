@@ -1,0 +1,119 @@
+//! The listeners' threads: one per proxy worker, each with a runtime, a socket and upstream connections of its own; one
+//! for the admin listener, whose handlers run on the main runtime (they use the store).
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::body::Body;
+use axum::response::IntoResponse;
+use http::StatusCode;
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tower::ServiceExt;
+use url::Url;
+
+use crate::admin::{self, AdminState};
+use crate::config::Config;
+use crate::dashboard;
+use crate::net::{self, Listener, ServeLimits};
+use crate::proxy::{Gateway, Shared};
+use crate::shutdown::Shutdown;
+
+/// One socket per worker on the same address; the kernel spreads connections over them.
+pub(super) fn bind_workers(address: SocketAddr, workers: usize) -> anyhow::Result<Vec<Listener>> {
+    let said = || format!("proxy.listen: can't listen on {address}");
+    let first = Listener::bind(address, workers > 1).with_context(said)?;
+    let bound = first.address()?;
+    let mut listeners = vec![first];
+    for _ in 1..workers {
+        listeners.push(Listener::bind(bound, true).with_context(said)?);
+    }
+    Ok(listeners)
+}
+
+/// The configured URL, or the bound address, without a trailing slash.
+pub(super) fn public_url(configured: Option<&Url>, bound: SocketAddr) -> String {
+    match configured {
+        Some(url) => url.as_str().trim_end_matches('/').to_owned(),
+        None => format!("http://{bound}"),
+    }
+}
+
+fn limits(config: &Config, connections: usize) -> ServeLimits {
+    let proxy = &config.proxy;
+    ServeLimits {
+        connections,
+        head: proxy.timeouts.head,
+        keep_alive: Duration::from_secs(75),
+        head_bytes: proxy.limits.head,
+        headers: proxy.limits.headers,
+    }
+}
+
+fn spawn<F>(name: String, alive: mpsc::Sender<()>, serve: impl FnOnce() -> F + Send + 'static) -> anyhow::Result<()>
+where
+    F: Future<Output = ()> + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
+    thread::Builder::new()
+        .name(name)
+        .spawn(move || {
+            // The future is made on its thread: it need not be `Send`.
+            LocalSet::new().block_on(&runtime, async move { serve().await });
+            drop(alive);
+        })
+        .context("starting a thread")?;
+    Ok(())
+}
+
+/// Starts the workers. `alive` is held by each until its last connection has ended.
+pub(super) fn spawn_workers(
+    listeners: Vec<Listener>,
+    shared: &Arc<Shared>,
+    config: &Config,
+    alive: &mpsc::Sender<()>,
+) -> anyhow::Result<()> {
+    let each = config.proxy.limits.connections.div_ceil(listeners.len());
+    for (number, listener) in listeners.into_iter().enumerate() {
+        let (shared, limits) = (Arc::clone(shared), limits(config, each));
+        spawn(format!("keyward-proxy-{number}"), alive.clone(), move || {
+            let shutdown = shared.shutdown.clone();
+            let gateway = Rc::new(Gateway::new(shared));
+            net::serve(listener, limits, shutdown, move |request| {
+                let gateway = Rc::clone(&gateway);
+                async move { Ok::<_, Infallible>(gateway.serve(request).await) }
+            })
+        })?;
+    }
+    Ok(())
+}
+
+/// Starts the admin listener.
+pub(super) fn spawn_admin(
+    listener: Listener,
+    state: AdminState,
+    config: &Config,
+    shutdown: &Shutdown,
+    alive: mpsc::Sender<()>,
+) -> anyhow::Result<()> {
+    let router = admin::router(state, dashboard::router());
+    let (limits, shutdown) = (limits(config, 512), shutdown.clone());
+    spawn("keyward-admin".to_owned(), alive, move || {
+        let tasks = shutdown.clone();
+        net::serve(listener, limits, shutdown, move |request| {
+            let answer = tasks.spawn(router.clone().oneshot(request.map(Body::new)));
+            async move {
+                Ok::<_, Infallible>(match answer.await {
+                    Ok(Ok(answer)) => answer,
+                    // A panic in a handler; the catch-panic layer should have answered.
+                    Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+                })
+            }
+        })
+    })
+}
