@@ -3,16 +3,26 @@
 //!
 //! Not here: anything that talks to a provider (that is `oauth` and `proxy`), anything stored (that is `store`).
 
+mod capability;
+mod check;
+mod embedded;
+mod inject;
+mod keys;
 mod load;
+mod names;
 mod pattern;
 mod provider;
 mod target;
+mod template;
+#[cfg(test)]
+mod tests;
 
+pub use inject::{Inject, InjectError, InjectPlace};
 pub use load::CatalogError;
 pub use pattern::{Pattern, PatternError, Patterns};
 pub use provider::{
-    Capability, Captured, ClientAuth, ClientCredentials, Identity, Inject, InjectPlace, Input, OAuth, OAuthFields,
-    Pkce, Preset, Provider, Rotation,
+    Capability, Captured, ClientAuth, ClientCredentials, FillError, Identity, Input, OAuth, OAuthFields, Pkce, Preset,
+    Provider, Rotation,
 };
 pub use target::{Base, BaseError, Injection};
 
@@ -22,6 +32,7 @@ use std::sync::Arc;
 use crate::config::Env;
 
 /// Every provider, by id.
+#[derive(Debug)]
 pub struct Catalog {
     providers: BTreeMap<String, Arc<Provider>>,
 }
@@ -33,8 +44,7 @@ impl Catalog {
     /// # Errors
     /// All mistakes found, each naming its file (or `gateway.toml`) and key.
     pub fn load(overrides: &toml::Table, env: &Env) -> Result<Self, Vec<CatalogError>> {
-        let _ = (overrides, env);
-        todo!()
+        load::load(overrides, env).map(|providers| Self { providers })
     }
 
     /// One provider.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::secret::Secret;
 
-use super::Patterns;
+use super::template::{self, Part, Place};
+use super::{Inject, Patterns};
 
 /// One provider.
 #[derive(Debug)]
@@ -62,9 +63,11 @@ pub struct OAuth {
     pub pkce: Pkce,
     /// Always asked for, beside the capabilities' scopes.
     pub scopes: Vec<String>,
+    /// The parameter of the authorization URL that holds the scopes; `scope` but for odd ones.
+    pub scope_param: String,
     /// Between scopes, in requests and answers.
     pub scope_separator: String,
-    /// Extra parameters of the authorization URL.
+    /// Extra parameters of the authorization URL; none of those that the flow sets itself.
     pub authorize_params: BTreeMap<String, String>,
     /// What happens to refresh tokens.
     pub rotation: Rotation,
@@ -116,7 +119,8 @@ pub enum Rotation {
     Optional,
 }
 
-/// JSON pointers into a token answer; a field that is `None` is where RFC 6749 §5.1 puts it.
+/// JSON pointers into a token answer; a field that is `None`, or whose pointer finds nothing in an answer, is where
+/// RFC 6749 §5.1 puts it (some providers nest the first answer and not the refreshed one).
 #[derive(Debug, Default, Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OAuthFields {
@@ -167,32 +171,6 @@ pub enum Captured {
     Identity(String),
 }
 
-/// How a token goes into a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inject {
-    /// Where the token goes.
-    pub place: InjectPlace,
-    /// Constant headers beside it.
-    pub headers: BTreeMap<String, String>,
-}
-
-/// Where a token goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum InjectPlace {
-    /// A header; `{token}` in the template is replaced.
-    Header {
-        /// Header name.
-        name: String,
-        /// Value template.
-        template: String,
-    },
-    /// A query parameter.
-    Query {
-        /// Parameter name.
-        name: String,
-    },
-}
-
 /// A named slice of a provider's API.
 #[derive(Debug)]
 pub struct Capability {
@@ -230,4 +208,114 @@ pub enum Preset {
     Read,
     /// Reading and writing.
     Write,
+}
+
+/// Why a value can't go into a URL.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FillError {
+    /// Neither given nor known by default.
+    #[error("no value for `{0}`")]
+    Missing(String),
+    /// It does not have the form asked for.
+    #[error("the value of `{name}` {problem}")]
+    Refused {
+        /// The input or captured value.
+        name: String,
+        /// What would be right.
+        problem: String,
+    },
+    /// The text is not a template (the loader lets none of these in).
+    #[error("{0}")]
+    Template(String),
+}
+
+/// Scopes that ask for a way of working, not for access; many providers leave them out of what they say was granted.
+const PROTOCOL_SCOPES: [&str; 4] = ["openid", "offline_access", "profile", "email"];
+
+impl Provider {
+    /// Replaces each `{name}` by the account's own value, or else by the input's default. A value can't change more of
+    /// the URL than the template gives away; whoever speaks to the result still reads it with [`Base::parse`](super::Base::parse).
+    ///
+    /// # Errors
+    /// When a value is missing or does not have the form asked for.
+    pub fn fill(&self, template: &str, captures: &BTreeMap<String, String>) -> Result<String, FillError> {
+        let mut text = String::with_capacity(template.len() + 32);
+        for part in template::parts(template).map_err(FillError::Template)? {
+            match part {
+                Part::Text(plain) => text.push_str(plain),
+                Part::Hole { name, place } => {
+                    let default = || self.inputs.get(name).and_then(|input| input.default.as_ref());
+                    let value = captures.get(name).or_else(default);
+                    let value = value.ok_or_else(|| FillError::Missing(name.to_owned()))?;
+                    text.push_str(&self.admit(name, value, place)?);
+                }
+            }
+        }
+        Ok(text)
+    }
+
+    /// Whether a value given at connect may be used for this input. An empty one never may.
+    ///
+    /// # Errors
+    /// When there is no such input, or the value does not have the form it asks for.
+    pub fn check_input(&self, name: &str, value: &str) -> Result<(), FillError> {
+        let refused = |problem: &str| FillError::Refused { name: name.to_owned(), problem: problem.to_owned() };
+        let Some(input) = self.inputs.get(name) else { return Err(refused("is not asked for by this provider")) };
+        if let Some(text) = &input.pattern
+            && !template::whole(text).map_err(FillError::Template)?.is_match(value)
+        {
+            return Err(refused(&format!("must match {text}")));
+        }
+        if !template::is_word(value) && template::admit(value, Place::Origin, true).is_err() {
+            return Err(refused("must be 1 to 128 letters, digits, `.`, `_` or `-`"));
+        }
+        Ok(())
+    }
+
+    fn admit(&self, name: &str, value: &str, place: Place) -> Result<String, FillError> {
+        let is_input = self.inputs.contains_key(name);
+        if is_input {
+            self.check_input(name, value)?;
+        }
+        // An input's pattern is the operator's word, so it may name this machine; what a provider says may not.
+        template::admit(value, place, is_input).map_err(|problem| FillError::Refused { name: name.to_owned(), problem })
+    }
+
+    /// What to ask for: the provider's own scopes, then those of the capabilities, in the order given, each once.
+    /// Writing asks for the reading scopes too.
+    #[must_use]
+    pub fn scopes(&self, capabilities: &[String], preset: Preset) -> Vec<String> {
+        let mut scopes: Vec<String> = Vec::new();
+        let mut add = |more: &[String]| {
+            for scope in more {
+                if !scopes.contains(scope) {
+                    scopes.push(scope.clone());
+                }
+            }
+        };
+        add(&self.oauth.scopes);
+        for capability in capabilities.iter().filter_map(|id| self.capabilities.get(id)) {
+            add(&capability.scopes_read);
+            if preset == Preset::Write {
+                add(&capability.scopes_write);
+            }
+        }
+        scopes
+    }
+
+    /// What was asked for and not granted. Scopes of the protocol itself are left out, because many providers never list
+    /// them; a granted scope may carry its API's address in front (`https://graph.microsoft.com/Mail.Read`).
+    #[must_use]
+    pub fn missing_scopes(&self, wanted: &[String], granted: &[String]) -> Vec<String> {
+        let is_granted = |scope: &str| {
+            granted.iter().any(|have| {
+                let cut = have.len().checked_sub(scope.len()).and_then(|at| have.split_at_checked(at));
+                cut.is_some_and(|(front, tail)| {
+                    tail.eq_ignore_ascii_case(scope) && (front.is_empty() || front.ends_with('/'))
+                })
+            })
+        };
+        let missing = |scope: &&String| !PROTOCOL_SCOPES.contains(&scope.as_str()) && !is_granted(scope);
+        wanted.iter().filter(missing).cloned().collect()
+    }
 }
