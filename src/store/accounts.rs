@@ -1,13 +1,15 @@
-//! Connected accounts: rows, tokens, states.
+//! Connected accounts, read. How they come, change and go is in `connected`, `refreshed` and `disconnect`.
 
 use std::collections::BTreeMap;
 
 use crate::catalog::Preset;
 use crate::clock::Timestamp;
-use crate::ids::{AccountId, JobId, OrgId, TargetId, UserId};
+use crate::ids::{AccountId, KeyId, OrgId, TargetId, UserId};
 use crate::vault::Sealed;
 
-use super::{AuditRow, Page, Paged, Result, Store};
+use super::codec::{read_json, read_time, read_word, word};
+use super::db::{Session, fetch_all};
+use super::{Error, Page, Paged, Result, Store};
 
 /// Whether an account can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -128,35 +130,6 @@ pub struct AccountTokens {
     pub access_ttl_ms: Option<i64>,
 }
 
-/// New tokens of an account.
-#[derive(Clone)]
-pub struct NewTokens {
-    /// Sealed access token.
-    pub access: Sealed,
-    /// Sealed refresh token; `None` keeps the stored one.
-    pub refresh: Option<Sealed>,
-    /// When the access token ends.
-    pub access_expires_at: Timestamp,
-    /// Its whole life in ms.
-    pub access_ttl_ms: i64,
-    /// When the refresh token ends; `None` keeps what is stored.
-    pub refresh_expires_at: Option<Timestamp>,
-    /// Granted scopes when the answer said; `None` keeps what is stored.
-    pub scopes: Option<Vec<String>>,
-}
-
-/// A finished connect flow, saved in one transaction: account, tokens, managed targets, audit record.
-#[derive(Clone)]
-pub struct SaveConnected {
-    /// The account as it shall be; `generation` is ignored (a new account starts at 1, a reconnected one grows),
-    /// `targets` are all wanted ones (those that exist by capability keep id, slug and grants).
-    pub account: AccountRow,
-    /// Its tokens.
-    pub tokens: NewTokens,
-    /// `true`: the row exists (reconnect in place); `false`: it must not.
-    pub existing: bool,
-}
-
 /// Which accounts.
 #[derive(Debug, Clone, Default)]
 pub struct AccountFilter {
@@ -166,16 +139,125 @@ pub struct AccountFilter {
     pub status: Option<Status>,
 }
 
-/// What disconnecting did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Disconnected {
-    /// Done; the targets that went.
-    Done(Vec<TargetRef>),
-    /// Grants exist and `confirm` was not given: nothing was changed.
-    NeedsConfirmation {
-        /// How many grants would go.
-        grants: i64,
-    },
+/// `select_accounts!("conditions" …)`: the columns of [`Columns`], one line for each managed target (or one without), in
+/// one statement, so an account and its targets are always of one moment. `also` names further columns of `a`.
+macro_rules! select_accounts {
+    (also $columns:literal, $conditions:literal) => {
+        concat!(
+            "select a.id, a.organization, a.provider, a.subject, a.email, a.display_name, a.status, a.reason, \
+             a.validity, a.checked_at, a.scopes, a.missing_scopes, a.preset, a.access_expires_at, \
+             a.refresh_expires_at, a.owner, a.captures, a.generation, a.created_at, a.updated_at, ",
+            $columns,
+            "t.id as target_id, t.slug as target_slug, t.capability as target_capability, t.name as target_name \
+             from (select * from accounts where removed_at is null and ",
+            $conditions,
+            ") a left join targets t on t.account = a.id order by a.id, t.capability"
+        )
+    };
+    ($conditions:literal) => {
+        select_accounts!(also "", $conditions)
+    };
+}
+
+#[derive(sqlx::FromRow)]
+struct Columns {
+    id: AccountId,
+    organization: OrgId,
+    provider: String,
+    subject: String,
+    email: Option<String>,
+    display_name: Option<String>,
+    status: String,
+    reason: Option<String>,
+    validity: String,
+    checked_at: Option<i64>,
+    scopes: String,
+    missing_scopes: String,
+    preset: String,
+    access_expires_at: Option<i64>,
+    refresh_expires_at: Option<i64>,
+    owner: Option<UserId>,
+    captures: String,
+    generation: i64,
+    created_at: i64,
+    updated_at: i64,
+    target_id: Option<TargetId>,
+    target_slug: Option<String>,
+    target_capability: Option<String>,
+    target_name: Option<String>,
+}
+
+#[derive(sqlx::FromRow)]
+struct TokenColumns {
+    #[sqlx(flatten)]
+    account: Columns,
+    access_token: Option<Vec<u8>>,
+    refresh_token: Option<Vec<u8>>,
+    access_ttl_ms: Option<i64>,
+}
+
+impl Columns {
+    fn target(&mut self) -> Option<TargetRef> {
+        Some(TargetRef {
+            id: self.target_id?,
+            slug: self.target_slug.take()?,
+            capability: self.target_capability.take()?,
+            name: self.target_name.take()?,
+        })
+    }
+}
+
+impl TryFrom<Columns> for AccountRow {
+    type Error = Error;
+
+    fn try_from(row: Columns) -> Result<Self> {
+        Ok(Self {
+            id: row.id,
+            organization: row.organization,
+            provider: row.provider,
+            subject: row.subject,
+            email: row.email,
+            display_name: row.display_name,
+            status: read_word("accounts.status", &row.status)?,
+            reason: row.reason.map(|reason| read_word("accounts.reason", &reason)).transpose()?,
+            validity: read_word("accounts.validity", &row.validity)?,
+            checked_at: read_time(row.checked_at),
+            scopes: read_json("accounts.scopes", &row.scopes)?,
+            missing_scopes: read_json("accounts.missing_scopes", &row.missing_scopes)?,
+            preset: read_word("accounts.preset", &row.preset)?,
+            access_expires_at: read_time(row.access_expires_at),
+            refresh_expires_at: read_time(row.refresh_expires_at),
+            owner: row.owner,
+            captures: read_json("accounts.captures", &row.captures)?,
+            generation: row.generation,
+            targets: Vec::new(),
+            created_at: Timestamp::from_millis(row.created_at),
+            updated_at: Timestamp::from_millis(row.updated_at),
+        })
+    }
+}
+
+/// Puts the lines of one account, which follow each other, together.
+fn gathered(lines: Vec<Columns>) -> Result<Vec<AccountRow>> {
+    let mut accounts: Vec<AccountRow> = Vec::new();
+    for mut line in lines {
+        let target = line.target();
+        match accounts.last_mut() {
+            Some(account) if account.id == line.id => account.targets.extend(target),
+            _ => {
+                let mut account = AccountRow::try_from(line)?;
+                account.targets.extend(target);
+                accounts.push(account);
+            }
+        }
+    }
+    Ok(accounts)
+}
+
+/// One account, in whatever unit of work is going on.
+pub(super) async fn account(session: &mut Session, org: OrgId, id: AccountId) -> Result<Option<AccountRow>> {
+    let sql = select_accounts!("organization = $1 and id = $2");
+    Ok(gathered(fetch_all!(session, Columns, sql, org, id)?)?.pop())
 }
 
 impl Store {
@@ -183,107 +265,65 @@ impl Store {
     ///
     /// # Errors
     /// [`super::Error::Database`].
-    pub async fn accounts(&self, _org: OrgId, _filter: &AccountFilter, _page: &Page) -> Result<Paged<AccountRow>> {
-        todo!()
+    pub async fn accounts(&self, org: OrgId, filter: &AccountFilter, page: &Page) -> Result<Paged<AccountRow>> {
+        let mut read = self.db.read().await?;
+        let sql = select_accounts!(
+            "organization = $1 and id > $2 and ($3 is null or provider = $3) and ($4 is null or status = $4) \
+             order by id limit $5"
+        );
+        let (provider, status) = (filter.provider.as_deref(), filter.status.map(word));
+        let lines = fetch_all!(&mut read, Columns, sql, org, page.after(), provider, status, page.rows())?;
+        Ok(page.cut(gathered(lines)?, |account| account.id.to_string()))
     }
 
     /// One account.
     ///
     /// # Errors
     /// [`super::Error::Database`].
-    pub async fn account(&self, _org: OrgId, _id: AccountId) -> Result<Option<AccountRow>> {
-        todo!()
+    pub async fn account(&self, org: OrgId, id: AccountId) -> Result<Option<AccountRow>> {
+        account(&mut self.db.read().await?, org, id).await
     }
 
     /// The account of this identity, if there is one.
     ///
     /// # Errors
     /// [`super::Error::Database`].
-    pub async fn account_by_subject(&self, _org: OrgId, _provider: &str, _subject: &str) -> Result<Option<AccountRow>> {
-        todo!()
+    pub async fn account_by_subject(&self, org: OrgId, provider: &str, subject: &str) -> Result<Option<AccountRow>> {
+        let mut read = self.db.read().await?;
+        let sql = select_accounts!("organization = $1 and provider = $2 and subject = $3");
+        Ok(gathered(fetch_all!(&mut read, Columns, sql, org, provider, subject)?)?.pop())
     }
 
     /// The accounts behind a key's grants, for bootstrap: one query.
     ///
     /// # Errors
     /// [`super::Error::Database`].
-    pub async fn accounts_of_key(&self, _key: crate::ids::KeyId) -> Result<Vec<AccountRow>> {
-        todo!()
+    pub async fn accounts_of_key(&self, key: KeyId) -> Result<Vec<AccountRow>> {
+        let mut read = self.db.read().await?;
+        let sql = select_accounts!(
+            "id in (select granted.account from grants join targets granted on granted.id = grants.target \
+             where grants.agent_key = $1)"
+        );
+        gathered(fetch_all!(&mut read, Columns, sql, key)?)
     }
 
     /// An account with its sealed tokens; `None` when it is gone or removed.
     ///
     /// # Errors
     /// [`super::Error::Database`].
-    pub async fn tokens(&self, _id: AccountId) -> Result<Option<AccountTokens>> {
-        todo!()
-    }
-
-    /// Saves a finished connect flow and bumps the policy revision; answers the account as stored.
-    ///
-    /// # Errors
-    /// [`super::Error::Conflict`] when `existing` is wrong about the row or a slug is taken.
-    pub async fn save_connected(&self, _save: &SaveConnected, _record: &AuditRow) -> Result<AccountRow> {
-        todo!()
-    }
-
-    /// Compare-and-set: saves refreshed tokens when the generation still is `generation` and the account is there;
-    /// status becomes `connected`, validity `valid`. Answers whether it was saved (the generation is then one more).
-    ///
-    /// # Errors
-    /// [`super::Error::Database`]: unknown whether it was saved.
-    pub async fn save_tokens(
-        &self,
-        _id: AccountId,
-        _generation: i64,
-        _tokens: &NewTokens,
-        _now: Timestamp,
-        _record: Option<&AuditRow>,
-    ) -> Result<bool> {
-        todo!()
-    }
-
-    /// Sets the status when the generation still is `generation` and the status or reason really changes; writes
-    /// `record` in the same transaction. Answers whether it changed (so that one event is told once).
-    ///
-    /// # Errors
-    /// [`super::Error::Database`].
-    #[expect(clippy::too_many_arguments, reason = "a condition, a new state and its record")]
-    pub async fn set_status(
-        &self,
-        _id: AccountId,
-        _generation: i64,
-        _status: Status,
-        _reason: Option<Reason>,
-        _validity: Validity,
-        _now: Timestamp,
-        _record: &AuditRow,
-    ) -> Result<bool> {
-        todo!()
-    }
-
-    /// Notes what a check saw.
-    ///
-    /// # Errors
-    /// [`super::Error::Database`].
-    pub async fn set_validity(&self, _id: AccountId, _validity: Validity, _now: Timestamp) -> Result<()> {
-        todo!()
-    }
-
-    /// One transaction: tokens erased, generation bumped, row marked removed, managed targets and their grants deleted,
-    /// a revocation queued for each sealed token given, policy revision bumped, record written.
-    ///
-    /// # Errors
-    /// [`super::Error::NotFound`].
-    pub async fn disconnect(
-        &self,
-        _org: OrgId,
-        _id: AccountId,
-        _confirm: bool,
-        _revocations: &[(JobId, &'static str, Sealed)],
-        _now: Timestamp,
-        _record: &AuditRow,
-    ) -> Result<Disconnected> {
-        todo!()
+    pub async fn tokens(&self, id: AccountId) -> Result<Option<AccountTokens>> {
+        let mut read = self.db.read().await?;
+        let sql = select_accounts!(also "a.access_token, a.refresh_token, a.access_ttl_ms, ", "id = $1");
+        let mut lines = fetch_all!(&mut read, TokenColumns, sql, id)?;
+        let Some(last) = lines.last_mut() else { return Ok(None) };
+        let (access, refresh, access_ttl_ms) =
+            (last.access_token.take(), last.refresh_token.take(), last.access_ttl_ms);
+        let account = gathered(lines.into_iter().map(|line| line.account).collect())?.pop();
+        Ok(account.map(|account| AccountTokens {
+            account,
+            access: access.map(Sealed::from_bytes),
+            refresh: refresh.map(Sealed::from_bytes),
+            access_ttl_ms,
+        }))
     }
 }

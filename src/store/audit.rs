@@ -1,9 +1,13 @@
 //! The audit trail: appended in batches, read newest first, pruned by age.
 
+use sqlx::QueryBuilder;
+
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, AuditId, KeyId, OrgId, RequestId};
 
-use super::{Page, Paged, Result, Store};
+use super::codec::read_json;
+use super::db::{Session, execute, on, within};
+use super::{Error, Page, Paged, Result, Store};
 
 /// One record. Holds no secret, no query string, no body.
 #[derive(Debug, Clone)]
@@ -61,26 +65,161 @@ pub struct AuditFilter {
     pub status: Option<i64>,
 }
 
+/// Rows that one statement inserts: few texts for the statement cache, and far below both databases' limit of arguments.
+const CHUNK: usize = 50;
+
+/// Rows that one pruning deletes: short enough that nobody waits for the writer.
+const PRUNE: i64 = 5_000;
+
+#[derive(sqlx::FromRow)]
+struct Columns {
+    id: AuditId,
+    organization: Option<OrgId>,
+    at: i64,
+    actor: String,
+    action: String,
+    request: Option<RequestId>,
+    agent_key: Option<KeyId>,
+    target: Option<String>,
+    account: Option<AccountId>,
+    method: Option<String>,
+    path: Option<String>,
+    status: Option<i64>,
+    code: Option<String>,
+    bytes_in: Option<i64>,
+    bytes_out: Option<i64>,
+    duration_us: Option<i64>,
+    detail: Option<String>,
+}
+
+impl TryFrom<Columns> for AuditRow {
+    type Error = Error;
+
+    fn try_from(row: Columns) -> Result<Self> {
+        Ok(Self {
+            id: row.id,
+            organization: row.organization,
+            at: Timestamp::from_millis(row.at),
+            actor: row.actor,
+            action: row.action,
+            request: row.request,
+            key: row.agent_key,
+            target: row.target,
+            account: row.account,
+            method: row.method,
+            path: row.path,
+            status: row.status,
+            code: row.code,
+            bytes_in: row.bytes_in,
+            bytes_out: row.bytes_out,
+            duration_us: row.duration_us,
+            detail: row.detail.map(|detail| read_json("audit.detail", &detail)).transpose()?,
+        })
+    }
+}
+
+/// Inserts records beside the change that they describe. One that stands there already is left alone, so whoever could
+/// not learn whether a batch was stored may send it again.
+pub(super) async fn insert(tx: &mut Session, rows: &[AuditRow]) -> Result<()> {
+    for rows in rows.chunks(CHUNK) {
+        on!(&mut *tx, connection => {
+            let mut query = QueryBuilder::new(
+                "insert into audit (id, organization, at, actor, action, request, agent_key, target, account, \
+                 method, path, status, code, bytes_in, bytes_out, duration_us, detail) ",
+            );
+            query.push_values(rows, |mut values, row| {
+                values.push_bind(row.id);
+                values.push_bind(row.organization);
+                values.push_bind(row.at.millis());
+                values.push_bind(row.actor.as_str());
+                values.push_bind(row.action.as_str());
+                values.push_bind(row.request);
+                values.push_bind(row.key);
+                values.push_bind(row.target.as_deref());
+                values.push_bind(row.account);
+                values.push_bind(row.method.as_deref());
+                values.push_bind(row.path.as_deref());
+                values.push_bind(row.status);
+                values.push_bind(row.code.as_deref());
+                values.push_bind(row.bytes_in);
+                values.push_bind(row.bytes_out);
+                values.push_bind(row.duration_us);
+                values.push_bind(row.detail.as_ref().map(ToString::to_string));
+            });
+            query.push(" on conflict (id) do nothing");
+            // Only the two common sizes are worth keeping prepared.
+            let kept = rows.len() == 1 || rows.len() == CHUNK;
+            within(query.build().persistent(kept).execute(connection)).await?;
+        });
+    }
+    Ok(())
+}
+
 impl Store {
-    /// Appends records, all or none.
+    /// Appends records, all or none. After an error the same records may be sent again: none is stored twice.
     ///
     /// # Errors
     /// [`super::Error::Database`].
-    pub async fn append_audit(&self, _rows: &[AuditRow]) -> Result<()> {
-        todo!()
+    pub async fn append_audit(&self, rows: &[AuditRow]) -> Result<()> {
+        let mut tx = self.db.write().await?;
+        insert(&mut tx, rows).await?;
+        tx.commit().await
     }
+
     /// Records of an organization, newest first.
     ///
     /// # Errors
     /// [`super::Error::Database`].
-    pub async fn audit(&self, _org: OrgId, _filter: &AuditFilter, _page: &Page) -> Result<Paged<AuditRow>> {
-        todo!()
+    pub async fn audit(&self, org: OrgId, filter: &AuditFilter, page: &Page) -> Result<Paged<AuditRow>> {
+        let mut read = self.db.read().await?;
+        let rows = on!(&mut read, connection => {
+            let mut query = QueryBuilder::new(
+                "select id, organization, at, actor, action, request, agent_key, target, account, method, path, \
+                 status, code, bytes_in, bytes_out, duration_us, detail from audit where organization = ",
+            );
+            query.push_bind(org);
+            // Only the conditions that are wanted, so that each finds its index.
+            if let Some(key) = filter.key {
+                query.push(" and agent_key = ").push_bind(key);
+            }
+            if let Some(target) = filter.target.as_deref() {
+                query.push(" and target = ").push_bind(target);
+            }
+            if let Some(account) = filter.account {
+                query.push(" and account = ").push_bind(account);
+            }
+            if let Some(since) = filter.since {
+                query.push(" and at >= ").push_bind(since.millis());
+            }
+            if let Some(until) = filter.until {
+                query.push(" and at < ").push_bind(until.millis());
+            }
+            if let Some(status) = filter.status {
+                query.push(" and status = ").push_bind(status);
+            }
+            if let Some(after) = page.after.as_deref() {
+                query.push(" and id < ").push_bind(after);
+            }
+            query.push(" order by id desc limit ").push_bind(page.rows());
+            within(query.build_query_as::<Columns>().persistent(false).fetch_all(connection)).await?
+        });
+        let rows = rows.into_iter().map(AuditRow::try_from).collect::<Result<_>>()?;
+        Ok(page.cut(rows, |row: &AuditRow| row.id.to_string()))
     }
+
     /// Deletes records older than `before`, a bounded number at a time; answers how many.
     ///
     /// # Errors
     /// [`super::Error::Database`].
-    pub async fn prune_audit(&self, _before: Timestamp) -> Result<u64> {
-        todo!()
+    pub async fn prune_audit(&self, before: Timestamp) -> Result<u64> {
+        let mut tx = self.db.write().await?;
+        let gone = execute!(
+            &mut tx,
+            "delete from audit where id in (select id from audit where at < $1 order by at limit $2)",
+            before.millis(),
+            PRUNE
+        )?;
+        tx.commit().await?;
+        Ok(gone)
     }
 }

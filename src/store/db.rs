@@ -1,6 +1,20 @@
-//! One type over two databases, and the macro that writes each statement once.
+//! One type over two databases, and the macros that write each statement once.
+//!
+//! Both drivers take `$1` placeholders, `returning` and `on conflict`, so a statement is one text. A [`Session`] is one
+//! connection of either database; [`execute!`], [`fetch_all!`] and [`fetch_optional!`] run a statement on it, expanding
+//! the same lines once per database, and none of them waits for ever.
 
-use sqlx::{PgPool, SqlitePool};
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::{Database, PgPool, Postgres, Sqlite, SqlitePool, Transaction};
+
+use super::{Error, Result};
+
+/// A statement that takes longer has failed, as far as its caller is concerned.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(5);
 
 /// SQLite (one writer, several readers) or Postgres.
 #[derive(Clone)]
@@ -8,3 +22,158 @@ pub(super) enum Db {
     Sqlite { write: SqlitePool, read: SqlitePool },
     Postgres(PgPool),
 }
+
+/// One connection for one unit of work. A transaction that is dropped before [`Session::commit`] changes nothing.
+pub(super) enum Session {
+    Sqlite(Link<Sqlite>),
+    Postgres(Link<Postgres>),
+}
+
+/// A connection, with a transaction on it or without.
+pub(super) enum Link<DB: Database> {
+    Connection(PoolConnection<DB>),
+    Transaction(Transaction<'static, DB>),
+}
+
+impl<DB: Database> Link<DB> {
+    pub(super) fn connection(&mut self) -> &mut DB::Connection {
+        match self {
+            Self::Connection(connection) => connection,
+            Self::Transaction(transaction) => transaction,
+        }
+    }
+
+    async fn commit(self) -> Result<()> {
+        match self {
+            Self::Connection(_) => Ok(()),
+            Self::Transaction(transaction) => within(transaction.commit()).await,
+        }
+    }
+}
+
+impl Db {
+    /// For one reading statement.
+    pub(super) async fn read(&self) -> Result<Session> {
+        Ok(match self {
+            Self::Sqlite { read, .. } => Session::Sqlite(Link::Connection(within(read.acquire()).await?)),
+            Self::Postgres(pool) => Session::Postgres(Link::Connection(within(pool.acquire()).await?)),
+        })
+    }
+
+    /// For several reading statements that must see the same state.
+    pub(super) async fn snapshot(&self) -> Result<Session> {
+        Ok(match self {
+            Self::Sqlite { read, .. } => Session::Sqlite(Link::Transaction(within(read.begin()).await?)),
+            Self::Postgres(pool) => {
+                let begin = pool.begin_with("begin isolation level repeatable read read only");
+                Session::Postgres(Link::Transaction(within(begin).await?))
+            }
+        })
+    }
+
+    /// For changes, committed together.
+    pub(super) async fn write(&self) -> Result<Session> {
+        Ok(match self {
+            // Immediate: a transaction that reads first and then wants to write fails at once when another one wrote
+            // meanwhile, whatever the busy timeout.
+            Self::Sqlite { write, .. } => {
+                Session::Sqlite(Link::Transaction(within(write.begin_with("begin immediate")).await?))
+            }
+            Self::Postgres(pool) => Session::Postgres(Link::Transaction(within(pool.begin()).await?)),
+        })
+    }
+
+    pub(super) async fn close(&self) {
+        match self {
+            Self::Sqlite { write, read } => {
+                read.close().await;
+                // The writer goes last: the last connection moves the write-ahead log into the file.
+                write.close().await;
+            }
+            Self::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+impl Session {
+    /// Makes the changes last. After an error it is unknown whether they do.
+    pub(super) async fn commit(self) -> Result<()> {
+        match self {
+            Self::Sqlite(link) => link.commit().await,
+            Self::Postgres(link) => link.commit().await,
+        }
+    }
+}
+
+/// Waits for the database, but not for ever.
+pub(super) async fn within<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T> {
+    match tokio::time::timeout(STATEMENT_LIMIT, work).await {
+        Ok(done) => done.map_err(Error::from),
+        Err(_) => Err(Error::Database(sqlx::Error::Io(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer within {} s", STATEMENT_LIMIT.as_secs()),
+        )))),
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::error::ErrorKind::{ForeignKeyViolation, UniqueViolation};
+        match error {
+            sqlx::Error::Database(told) if matches!(told.kind(), UniqueViolation) => Self::Conflict,
+            sqlx::Error::Database(told) if matches!(told.kind(), ForeignKeyViolation) => Self::NotFound,
+            sqlx::Error::ColumnDecode { index, source } => {
+                Self::Unreadable { what: "column", problem: format!("{index}: {source}") }
+            }
+            other => Self::Database(other),
+        }
+    }
+}
+
+/// `on!(session, connection => expression)`: the expression, once for each database.
+macro_rules! on {
+    ($session:expr, $connection:ident => $work:expr) => {
+        match $session {
+            $crate::store::db::Session::Sqlite(link) => {
+                let $connection = link.connection();
+                $work
+            }
+            $crate::store::db::Session::Postgres(link) => {
+                let $connection = link.connection();
+                $work
+            }
+        }
+    };
+}
+
+/// `execute!(session, "sql", arguments…)`: how many rows it touched.
+macro_rules! execute {
+    ($session:expr, $sql:expr $(, $argument:expr)* $(,)?) => {
+        $crate::store::db::on!($session, connection => {
+            let query = sqlx::query($sql)$(.bind($argument))*;
+            $crate::store::db::within(query.execute(connection)).await.map(|done| done.rows_affected())
+        })
+    };
+}
+
+/// `fetch_all!(session, Row, "sql", arguments…)`: every row.
+macro_rules! fetch_all {
+    ($session:expr, $row:ty, $sql:expr $(, $argument:expr)* $(,)?) => {
+        $crate::store::db::on!($session, connection => {
+            let query = sqlx::query_as::<_, $row>($sql)$(.bind($argument))*;
+            $crate::store::db::within(query.fetch_all(connection)).await
+        })
+    };
+}
+
+/// `fetch_optional!(session, Row, "sql", arguments…)`: the row, if there is one.
+macro_rules! fetch_optional {
+    ($session:expr, $row:ty, $sql:expr $(, $argument:expr)* $(,)?) => {
+        $crate::store::db::on!($session, connection => {
+            let query = sqlx::query_as::<_, $row>($sql)$(.bind($argument))*;
+            $crate::store::db::within(query.fetch_optional(connection)).await
+        })
+    };
+}
+
+pub(super) use {execute, fetch_all, fetch_optional, on};

@@ -5,24 +5,31 @@
 
 mod accounts;
 mod audit;
+mod codec;
+mod connected;
 mod db;
+mod disconnect;
 mod flows;
 mod keys;
 mod meta;
+mod open;
 mod policy;
+mod refreshed;
 mod revocations;
 mod sessions;
 mod targets;
+#[cfg(test)]
+mod tests;
 
-pub use accounts::{
-    AccountFilter, AccountRow, AccountTokens, Captures, Disconnected, NewTokens, Reason, SaveConnected, Status,
-    TargetRef, Validity,
-};
+pub use accounts::{AccountFilter, AccountRow, AccountTokens, Captures, Reason, Status, TargetRef, Validity};
 pub use audit::{AuditFilter, AuditRow};
+pub use connected::SaveConnected;
+pub use disconnect::Disconnected;
 pub use flows::{FlowOpened, FlowRow};
 pub use keys::{GrantAccess, GrantRow, KeyRow};
 pub use meta::OrganizationRow;
 pub use policy::{PolicyAccount, PolicyGrant, PolicyKey, PolicyRows, PolicyTarget};
+pub use refreshed::{NewTokens, StatusChange};
 pub use revocations::RevocationRow;
 pub use sessions::SessionRow;
 pub use targets::{TargetKind, TargetRow};
@@ -90,13 +97,35 @@ pub struct Paged<T> {
     pub next: Option<String>,
 }
 
+impl Page {
+    /// How many rows to ask for: one more than wanted tells whether there is a next page.
+    fn rows(&self) -> i64 {
+        i64::from(self.limit.clamp(1, 200)) + 1
+    }
+
+    fn after(&self) -> &str {
+        self.after.as_deref().unwrap_or_default()
+    }
+
+    /// The wanted rows of those that [`Page::rows`] asked for.
+    fn cut<T>(&self, mut rows: Vec<T>, id: impl Fn(&T) -> String) -> Paged<T> {
+        let limit = self.limit.clamp(1, 200) as usize;
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        let next = rows.last().filter(|_| more).map(id);
+        Paged { items: rows, next }
+    }
+}
+
 impl Store {
     /// Opens the database and brings its schema up to date. `now` stamps the `default` organization when it is made.
     ///
     /// # Errors
     /// [`Error::NewerSchema`], [`Error::Migrate`], [`Error::Database`].
-    pub async fn open(_url: &StoreUrl, _now: Timestamp) -> Result<Self> {
-        todo!()
+    pub async fn open(url: &StoreUrl, now: Timestamp) -> Result<Self> {
+        let store = Self { db: open::open(url).await? };
+        store.ensure_organization(now).await?;
+        Ok(store)
     }
 
     /// Whether the database answers.
@@ -104,11 +133,11 @@ impl Store {
     /// # Errors
     /// [`Error::Database`].
     pub async fn ping(&self) -> Result<()> {
-        todo!()
+        self.revision().await.map(|_| ())
     }
 
     /// Closes every connection after what runs has finished.
     pub async fn close(&self) {
-        todo!()
+        self.db.close().await;
     }
 }

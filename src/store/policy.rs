@@ -5,7 +5,11 @@ use ipnet::IpNet;
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, KeyId, OrgId, TargetId};
 
-use super::{Captures, GrantAccess, Result, Store, TargetRow};
+use super::codec::{read_json, read_word};
+use super::db::{Session, execute, fetch_all, fetch_optional};
+use super::keys::{KeyColumns, select_keys};
+use super::targets::{TargetColumns, select_targets};
+use super::{Captures, GrantAccess, KeyRow, Result, Store, TargetRow, codec};
 
 /// A usable (not revoked) key.
 pub struct PolicyKey {
@@ -62,19 +66,78 @@ pub struct PolicyRows {
     pub accounts: Vec<PolicyAccount>,
 }
 
+/// Raises the revision. It comes first in every transaction that changes policy: the row's lock makes such
+/// transactions run one after another, so what one checks still holds when it writes (on Postgres too).
+pub(super) async fn raise(tx: &mut Session) -> Result<()> {
+    execute!(tx, "update policy_revision set revision = revision + 1").map(|_| ())
+}
+
+async fn revision(session: &mut Session) -> Result<i64> {
+    let row = fetch_optional!(session, (i64,), "select revision from policy_revision")?;
+    row.map(|(revision,)| revision).ok_or_else(|| codec::unreadable("policy_revision", "it has no row"))
+}
+
 impl Store {
     /// Reads it all, in one read transaction.
     ///
     /// # Errors
     /// [`super::Error::Database`].
     pub async fn policy(&self) -> Result<PolicyRows> {
-        todo!()
+        let mut tx = self.db.snapshot().await?;
+        let revision = revision(&mut tx).await?;
+        let keys = fetch_all!(&mut tx, KeyColumns, select_keys!("where revoked_at is null"))?;
+        let targets = fetch_all!(&mut tx, TargetColumns, select_targets!(""))?;
+        let grants = fetch_all!(
+            &mut tx,
+            (KeyId, TargetId, String),
+            "select agent_key, target, access from grants \
+             where agent_key in (select id from keys where revoked_at is null)"
+        )?;
+        let accounts = fetch_all!(
+            &mut tx,
+            (AccountId, String, String),
+            "select id, provider, captures from accounts where removed_at is null"
+        )?;
+        tx.commit().await?;
+
+        Ok(PolicyRows {
+            revision,
+            keys: keys.into_iter().map(|row| KeyRow::try_from(row).map(PolicyKey::from)).collect::<Result<_>>()?,
+            targets: targets.into_iter().map(TargetRow::try_from).collect::<Result<_>>()?,
+            grants: grants
+                .into_iter()
+                .map(|(key, target, access)| {
+                    Ok(PolicyGrant { key, target, access: read_word("grants.access", &access)? })
+                })
+                .collect::<Result<_>>()?,
+            accounts: accounts
+                .into_iter()
+                .map(|(id, provider, captures)| {
+                    Ok(PolicyAccount { id, provider, captures: read_json("accounts.captures", &captures)? })
+                })
+                .collect::<Result<_>>()?,
+        })
     }
+
     /// The revision alone.
     ///
     /// # Errors
     /// [`super::Error::Database`].
     pub async fn revision(&self) -> Result<i64> {
-        todo!()
+        revision(&mut self.db.read().await?).await
+    }
+}
+
+impl From<KeyRow> for PolicyKey {
+    fn from(row: KeyRow) -> Self {
+        Self {
+            id: row.id,
+            organization: row.organization,
+            name: row.name,
+            hash: row.hash,
+            expires_at: row.expires_at,
+            allowed_ips: row.allowed_ips,
+            previous: row.previous,
+        }
     }
 }

@@ -4,7 +4,9 @@ use crate::clock::Timestamp;
 use crate::ids::{AccountId, JobId, OrgId};
 use crate::vault::Sealed;
 
-use super::{AuditRow, Captures, Result, Store};
+use super::codec::read_json;
+use super::db::{execute, fetch_all};
+use super::{AuditRow, Captures, Error, Result, Store, audit};
 
 /// One token to revoke.
 #[derive(Clone)]
@@ -29,32 +31,95 @@ pub struct RevocationRow {
     pub created_at: Timestamp,
 }
 
+#[derive(sqlx::FromRow)]
+struct Columns {
+    id: JobId,
+    organization: OrgId,
+    account: AccountId,
+    provider: String,
+    captures: String,
+    token_kind: String,
+    token: Vec<u8>,
+    attempts: i64,
+    created_at: i64,
+}
+
+impl TryFrom<Columns> for RevocationRow {
+    type Error = Error;
+
+    fn try_from(row: Columns) -> Result<Self> {
+        Ok(Self {
+            id: row.id,
+            organization: row.organization,
+            account: row.account,
+            provider: row.provider,
+            captures: read_json("revocations.captures", &row.captures)?,
+            token_kind: row.token_kind,
+            token: Sealed::from_bytes(row.token),
+            attempts: row.attempts,
+            created_at: Timestamp::from_millis(row.created_at),
+        })
+    }
+}
+
 impl Store {
-    /// Claims up to `limit` jobs that are due: their next try is set to `retry_at`, so that no other instance takes
-    /// them meanwhile.
+    /// Claims up to `limit` jobs that are due: their next try is set to `retry_at` (which must be later than `now`), so
+    /// that no other instance takes them meanwhile.
     ///
     /// # Errors
     /// [`super::Error::Database`].
     pub async fn claim_revocations(
         &self,
-        _limit: u32,
-        _now: Timestamp,
-        _retry_at: Timestamp,
+        limit: u32,
+        now: Timestamp,
+        retry_at: Timestamp,
     ) -> Result<Vec<RevocationRow>> {
-        todo!()
+        let mut tx = self.db.write().await?;
+        // The outer condition is the claim: Postgres asks it again of a row that somebody else has just changed.
+        let mut claimed = fetch_all!(
+            &mut tx,
+            Columns,
+            "update revocations set next_at = $3 where next_at <= $2 \
+             and id in (select id from revocations where next_at <= $2 order by next_at, id limit $1) \
+             returning id, organization, account, provider, captures, token_kind, token, attempts, created_at",
+            i64::from(limit),
+            now.millis(),
+            retry_at.millis()
+        )?;
+        tx.commit().await?;
+        claimed.sort_by_key(|job| job.id);
+        claimed.into_iter().map(RevocationRow::try_from).collect()
     }
-    /// Deletes a job and writes its outcome to the account's trail.
+
+    /// Deletes a job and writes its outcome to the account's trail. A job that is gone already has its outcome there.
     ///
     /// # Errors
     /// [`super::Error::Database`].
-    pub async fn finish_revocation(&self, _id: JobId, _record: &AuditRow) -> Result<()> {
-        todo!()
+    pub async fn finish_revocation(&self, id: JobId, record: &AuditRow) -> Result<()> {
+        let mut tx = self.db.write().await?;
+        if execute!(&mut tx, "delete from revocations where id = $1", id)? == 0 {
+            return Ok(());
+        }
+        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        tx.commit().await
     }
+
     /// Counts a failed try and sets when the next is due; `record` on the first failure.
     ///
     /// # Errors
     /// [`super::Error::Database`].
-    pub async fn postpone_revocation(&self, _id: JobId, _next_at: Timestamp, _record: Option<&AuditRow>) -> Result<()> {
-        todo!()
+    pub async fn postpone_revocation(&self, id: JobId, next_at: Timestamp, record: Option<&AuditRow>) -> Result<()> {
+        let mut tx = self.db.write().await?;
+        let postponed = execute!(
+            &mut tx,
+            "update revocations set attempts = attempts + 1, next_at = $2 where id = $1",
+            id,
+            next_at.millis()
+        )?;
+        if postponed == 0 {
+            return Ok(());
+        }
+        audit::insert(&mut tx, record.map(std::slice::from_ref).unwrap_or_default()).await?;
+        tx.commit().await
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! Sealed = 0x01 │ length of key id │ key id │ nonce (12) │ AES-256-GCM ciphertext and tag
-//! associated data = table ␟ row ␟ column ␟ key id
+//! associated data = table ␟ row ␟ column ␟ key id        (␟ is the byte 0x1f)
 //! ```
 //!
 //! Called by services that put a secret into a row or take one out. The store moves [`Sealed`] values about and has no
@@ -16,4 +16,4 @@ mod keyring;
 mod sealed;
 
 pub use keyring::{Keyring, KeyringError};
-pub use sealed::{Place, Sealed, Vault, VaultError};
+pub use sealed::{CHECK_PLACE, Place, Sealed, Vault, VaultError};

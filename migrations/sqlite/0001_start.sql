@@ -1,0 +1,167 @@
+-- Times are milliseconds since 1970, lists and maps are JSON text, sealed values and hashes are bytes.
+-- The twin of this file is migrations/postgres/0001_start.sql: same tables, same columns.
+
+create table facts (
+    name text primary key not null,
+    value blob not null
+);
+
+create table organizations (
+    id text primary key not null,
+    name text not null unique,
+    created_at bigint not null
+);
+
+-- One row. Whoever changes what decides a request raises it first, so such changes happen one after another.
+create table policy_revision (
+    single bigint primary key not null check (single = 1),
+    revision bigint not null
+);
+insert into policy_revision (single, revision) values (1, 0);
+
+create table keys (
+    id text primary key not null,
+    organization text not null references organizations (id),
+    name text not null,
+    hash blob not null unique,
+    prefix text not null,
+    expires_at bigint,
+    allowed_ips text not null,
+    previous_hash blob,
+    previous_until bigint,
+    created_at bigint not null,
+    last_used_at bigint,
+    revoked_at bigint
+);
+create index keys_by_organization on keys (organization, id);
+
+create table accounts (
+    id text primary key not null,
+    organization text not null references organizations (id),
+    provider text not null,
+    subject text not null,
+    email text,
+    display_name text,
+    status text not null,
+    reason text,
+    validity text not null,
+    checked_at bigint,
+    scopes text not null,
+    missing_scopes text not null,
+    preset text not null,
+    access_token blob,
+    refresh_token blob,
+    access_expires_at bigint,
+    access_ttl_ms bigint,
+    refresh_expires_at bigint,
+    owner text,
+    captures text not null,
+    generation bigint not null,
+    -- Who may refresh now, until when, and since when a refresh has been under way without a stored result.
+    lease_owner text,
+    lease_until bigint,
+    refresh_started_at bigint,
+    created_at bigint not null,
+    updated_at bigint not null,
+    removed_at bigint,
+    check ((status = 'connected' and reason is null) or (status <> 'connected' and reason is not null)),
+    check (removed_at is null or (access_token is null and refresh_token is null))
+);
+create unique index accounts_by_identity on accounts (organization, provider, subject) where removed_at is null;
+create index accounts_by_organization on accounts (organization, id) where removed_at is null;
+
+create table targets (
+    id text primary key not null,
+    organization text references organizations (id),
+    slug text not null,
+    name text not null,
+    kind text not null,
+    account text references accounts (id),
+    provider text,
+    capability text,
+    base_url text,
+    credential_kind text,
+    credential blob,
+    fence text,
+    created_at bigint not null,
+    updated_at bigint not null,
+    check ((kind = 'system') = (organization is null))
+);
+create unique index targets_by_slug on targets (organization, slug) where organization is not null;
+create unique index targets_by_system_slug on targets (slug) where organization is null;
+create unique index targets_by_account on targets (account, capability) where account is not null;
+create index targets_by_organization on targets (organization, id);
+
+create table grants (
+    agent_key text not null references keys (id) on delete cascade,
+    target text not null references targets (id) on delete cascade,
+    access text not null,
+    created_at bigint not null,
+    primary key (agent_key, target)
+);
+create index grants_by_target on grants (target);
+
+create table flows (
+    id text primary key not null,
+    organization text not null references organizations (id),
+    provider text not null,
+    capabilities text not null,
+    preset text not null,
+    account text,
+    inputs text not null,
+    owner text,
+    actor text not null,
+    state_hash blob unique,
+    cookie_hash blob,
+    verifier blob,
+    created_at bigint not null,
+    expires_at bigint not null
+);
+create index flows_by_end on flows (expires_at);
+
+create table revocations (
+    id text primary key not null,
+    organization text not null references organizations (id),
+    account text not null references accounts (id),
+    provider text not null,
+    captures text not null,
+    token_kind text not null,
+    token blob not null,
+    attempts bigint not null,
+    next_at bigint not null,
+    created_at bigint not null
+);
+create index revocations_by_due on revocations (next_at);
+
+create table sessions (
+    hash blob primary key not null,
+    created_at bigint not null,
+    expires_at bigint not null
+);
+create index sessions_by_end on sessions (expires_at);
+
+-- No references: a record outlives what it is about, and may be about something unknown.
+create table audit (
+    id text primary key not null,
+    organization text,
+    at bigint not null,
+    actor text not null,
+    action text not null,
+    request text,
+    agent_key text,
+    target text,
+    account text,
+    method text,
+    path text,
+    status bigint,
+    code text,
+    bytes_in bigint,
+    bytes_out bigint,
+    duration_us bigint,
+    detail text
+);
+create index audit_by_time on audit (at);
+create index audit_by_organization on audit (organization, id);
+create index audit_by_key on audit (agent_key, id) where agent_key is not null;
+create index audit_by_target on audit (organization, target, id) where target is not null;
+create index audit_by_account on audit (account, id) where account is not null;

@@ -1,0 +1,113 @@
+//! Opening either database: pools, safety settings, migrations.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, PgConnection};
+
+use crate::config::StoreUrl;
+
+use super::db::{Db, within};
+use super::{Error, Result};
+
+// `Migrator::run_direct` below instead of `run`: with the latter's `impl Acquire` the compiler can't see that the future
+// may move between threads.
+static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
+static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
+
+const NEWEST_APPLIED: &str = "select max(version) from _sqlx_migrations";
+
+const SQLITE_READERS: u32 = 4;
+const SQLITE_WAIT: Duration = Duration::from_secs(5);
+const POSTGRES_CONNECTIONS: u32 = 10;
+const POSTGRES_WAIT: Duration = Duration::from_secs(3);
+
+pub(super) async fn open(url: &StoreUrl) -> Result<Db> {
+    match url {
+        StoreUrl::Sqlite(path) => open_sqlite(path).await,
+        StoreUrl::Postgres(url) => open_postgres(url.expose()).await,
+    }
+}
+
+async fn open_sqlite(path: &Path) -> Result<Db> {
+    make_file(path).map_err(|error| Error::Database(sqlx::Error::Io(error)))?;
+    // Full: a commit that returns is on the disk. A rotated refresh token that is lost loses the account.
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .foreign_keys(true)
+        .busy_timeout(SQLITE_WAIT)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full);
+    let pool = SqlitePoolOptions::new().acquire_timeout(SQLITE_WAIT);
+    let write = pool.clone().max_connections(1).connect_with(options.clone()).await?;
+
+    // One transaction around all: two processes that start at once come one after the other.
+    let mut tx = write.begin_with("begin immediate").await?;
+    if let Err(problem) = SQLITE.run_direct(None, &mut *tx, false).await {
+        let found = sqlx::query_scalar(NEWEST_APPLIED).fetch_one(&mut *tx).await.ok();
+        return Err(explained(problem, found, &SQLITE));
+    }
+    tx.commit().await?;
+
+    let read = pool.max_connections(SQLITE_READERS).connect_with(options.pragma("query_only", "on")).await?;
+    Ok(Db::Sqlite { write, read })
+}
+
+/// Makes the file before SQLite does, so that nobody else may read it; SQLite gives the files beside it the same mode.
+/// A file that is there already keeps the mode its owner gave it.
+fn make_file(path: &Path) -> io::Result<()> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+async fn open_postgres(url: &str) -> Result<Db> {
+    let options = PgConnectOptions::from_str(url)?.application_name("keyward");
+
+    // A connection of its own: a migration may take longer than a statement of ours ever should, and may have to wait
+    // for another instance's.
+    let mut connection = within(PgConnection::connect_with(&options)).await?;
+    if let Err(problem) = POSTGRES.run_direct(None, &mut connection, false).await {
+        let found = sqlx::query_scalar(NEWEST_APPLIED).fetch_one(&mut connection).await.ok();
+        return Err(explained(problem, found, &POSTGRES));
+    }
+    within(connection.close()).await?;
+
+    // An instance that froze in a transaction must not hold the others up.
+    let options = options.options([("statement_timeout", "5s"), ("idle_in_transaction_session_timeout", "10s")]);
+    let pool = PgPoolOptions::new()
+        .max_connections(POSTGRES_CONNECTIONS)
+        .acquire_timeout(POSTGRES_WAIT)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                // Whatever the server's default: a commit that returns is on the disk.
+                let durable = "select set_config('synchronous_commit', 'on', false) \
+                               where current_setting('synchronous_commit') = 'off'";
+                sqlx::query(durable).execute(connection).await.map(|_| ())
+            })
+        })
+        .connect_with(options)
+        .await?;
+    Ok(Db::Postgres(pool))
+}
+
+/// Tells a schema of a newer Keyward from a migration that went wrong.
+fn explained(problem: MigrateError, found: Option<i64>, migrator: &Migrator) -> Error {
+    let known = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
+    match (problem, found) {
+        (MigrateError::VersionMissing(_), Some(found)) if found > known => Error::NewerSchema { found, known },
+        (problem, _) => Error::Migrate(problem),
+    }
+}

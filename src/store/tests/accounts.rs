@@ -1,0 +1,424 @@
+//! Accounts from connecting to disconnecting, flows, and revocations.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use super::fixture::*;
+use crate::ids::{AccountId, TargetId};
+use crate::secret::sha256;
+use crate::store::*;
+
+#[tokio::test]
+async fn a_connected_account_reads_back_as_it_was_saved() {
+    on_each(async |f| {
+        let mut wanted = account(f.org, "ada");
+        wanted.missing_scopes = vec!["mail.send".into()];
+        wanted.owner = Some(crate::ids::UserId::new());
+        let new = NewTokens { refresh_expires_at: Some(at(9_000_000)), ..tokens("first") };
+        let save = SaveConnected { account: wanted.clone(), tokens: new, existing: false };
+        let stored = f.store.save_connected(&save, &record(Some(f.org), "account.connected")).await.unwrap();
+        let read = f.store.account(f.org, wanted.id).await.unwrap().unwrap();
+        assert_eq!(format!("{stored:?}"), format!("{read:?}"));
+        wanted.generation = 1;
+        wanted.access_expires_at = Some(at(3_600_000));
+        wanted.refresh_expires_at = Some(at(9_000_000));
+        wanted.targets.sort_by(|one, other| one.capability.cmp(&other.capability));
+        assert_eq!(format!("{wanted:?}"), format!("{read:?}"));
+
+        let by_subject = f.store.account_by_subject(f.org, "acme", "ada").await.unwrap().unwrap();
+        assert_eq!((by_subject.id, by_subject.targets.len()), (wanted.id, 2));
+        assert!(f.store.account_by_subject(f.org, "acme", "grace").await.unwrap().is_none());
+        let other = f.other_org().await;
+        assert!(f.store.account(other, wanted.id).await.unwrap().is_none());
+        assert!(f.store.account_by_subject(other, "acme", "ada").await.unwrap().is_none());
+
+        let kept = f.store.tokens(wanted.id).await.unwrap().unwrap();
+        assert_eq!(kept.access.unwrap().as_bytes(), b"access first");
+        assert_eq!(kept.refresh.unwrap().as_bytes(), b"refresh first");
+        assert_eq!((kept.access_ttl_ms, kept.account.targets.len()), (Some(3_600_000), 2));
+        assert!(f.store.tokens(AccountId::new()).await.unwrap().is_none());
+        assert_eq!(f.recorded("account.connected").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_new_account_may_not_be_there_and_an_old_one_must() {
+    on_each(async |f| {
+        let there = f.saved_account("ada").await;
+        let note = || record(Some(f.org), "account.doubled");
+        let save = |account, existing| SaveConnected { account, tokens: tokens("x"), existing };
+        let mut twin = account(f.org, "ada");
+        twin.targets.clear();
+        assert!(matches!(f.store.save_connected(&save(twin, false), &note()).await, Err(Error::Conflict)));
+        let stranger = account(f.org, "grace");
+        assert!(matches!(f.store.save_connected(&save(stranger, true), &note()).await, Err(Error::Conflict)));
+        let mut grabby = account(f.org, "grace");
+        grabby.targets = vec![TargetRef { id: TargetId::new(), ..there.targets[0].clone() }];
+        assert!(matches!(f.store.save_connected(&save(grabby, false), &note()).await, Err(Error::Conflict)));
+        assert!(f.store.account_by_subject(f.org, "acme", "grace").await.unwrap().is_none());
+        assert_eq!(f.recorded("account.doubled").await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn reconnecting_in_place_keeps_ids_slugs_and_grants() {
+    on_each(async |f| {
+        let before = f.saved_account("ada").await;
+        let key = f.saved_key("builder").await;
+        let mail = before.targets.iter().find(|target| target.capability == "mail").unwrap();
+        let calendar = before.targets.iter().find(|target| target.capability == "calendar").unwrap();
+        f.granted(&key, mail).await;
+        f.granted(&key, calendar).await;
+        let (gone, why) = (Status::Disconnected, Some(Reason::RefreshRejected));
+        let note = record(Some(f.org), "account.disconnected");
+        assert!(f.store.set_status(before.id, 1, StatusChange { status: gone, reason: why, validity: Validity::Invalid }, at(7), &note).await.unwrap());
+
+        let mut again = account(f.org, "ada");
+        again.id = before.id;
+        again.created_at = at(999);
+        again.updated_at = at(20);
+        again.email = Some("lovelace@example.com".into());
+        again.targets = vec![target_ref("another-slug", "mail"), target_ref("ada-files", "drive")];
+        let fresh = NewTokens { refresh: None, ..tokens("second") };
+        let save = SaveConnected { account: again, tokens: fresh, existing: true };
+        let after = f.store.save_connected(&save, &record(Some(f.org), "account.connected")).await.unwrap();
+        assert_eq!((after.id, after.generation, after.status, after.reason), (before.id, 2, Status::Connected, None));
+        assert_eq!((after.created_at, after.updated_at), (at(1), at(20)));
+        assert_eq!(after.email.as_deref(), Some("lovelace@example.com"));
+        let capabilities: Vec<&str> = after.targets.iter().map(|target| target.capability.as_str()).collect();
+        assert_eq!(capabilities, ["drive", "mail"]);
+        assert_eq!((after.targets[1].id, &after.targets[1].slug), (mail.id, &mail.slug));
+        assert_eq!(after.targets[1].name, "another-slug's name");
+        let grants = f.store.grants_of_key(f.org, key.id).await.unwrap();
+        assert_eq!(grants.iter().map(|grant| grant.target).collect::<Vec<_>>(), [mail.id]);
+        let kept = f.store.tokens(before.id).await.unwrap().unwrap();
+        assert_eq!(kept.access.unwrap().as_bytes(), b"access second");
+        assert_eq!(kept.refresh.unwrap().as_bytes(), b"refresh first");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn accounts_are_listed_by_organization_provider_and_status() {
+    on_each(async |f| {
+        let mut made = Vec::new();
+        for subject in ["one", "two", "three"] {
+            made.push(f.saved_account(subject).await);
+        }
+        let note = record(Some(f.org), "account.degraded");
+        let why = Some(Reason::ProviderUnavailable);
+        f.store.set_status(made[1].id, 1, StatusChange { status: Status::Degraded, reason: why, validity: Validity::Valid }, at(7), &note).await.unwrap();
+
+        let listed = async |filter: AccountFilter, page: Page| {
+            let listed = f.store.accounts(f.org, &filter, &page).await.unwrap();
+            assert!(listed.items.iter().all(|account| account.targets.len() == 2));
+            (listed.items.into_iter().map(|account| account.id).collect::<Vec<_>>(), listed.next)
+        };
+        let ids: Vec<AccountId> = made.iter().map(|account| account.id).collect();
+        assert_eq!(listed(AccountFilter::default(), all()).await, (ids.clone(), None));
+        let (first, next) = listed(AccountFilter::default(), Page { limit: 2, after: None }).await;
+        assert_eq!((&first[..], next.clone()), (&ids[..2], Some(ids[1].to_string())));
+        assert_eq!(listed(AccountFilter::default(), Page { limit: 2, after: next }).await, (vec![ids[2]], None));
+        let degraded = AccountFilter { provider: Some("acme".into()), status: Some(Status::Degraded) };
+        assert_eq!(listed(degraded, all()).await, (vec![ids[1]], None));
+        let elsewhere = AccountFilter { provider: Some("other".into()), status: None };
+        assert_eq!(listed(elsewhere, all()).await, (vec![], None));
+        let other = f.other_org().await;
+        assert!(f.store.accounts(other, &AccountFilter::default(), &all()).await.unwrap().items.is_empty());
+
+        let key = f.saved_key("builder").await;
+        assert!(f.store.accounts_of_key(key.id).await.unwrap().is_empty());
+        for target in made[0].targets.iter().chain(&made[2].targets[..1]) {
+            f.granted(&key, target).await;
+        }
+        let behind = f.store.accounts_of_key(key.id).await.unwrap();
+        assert_eq!(behind.iter().map(|account| account.id).collect::<Vec<_>>(), [ids[0], ids[2]]);
+        assert!(behind.iter().all(|account| account.targets.len() == 2));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_two_saves_of_one_generation_one_wins() {
+    on_each(async |f| {
+        let account = f.saved_account("ada").await;
+        let savers: Vec<_> = (0..8)
+            .map(|n| {
+                let (store, id) = (f.store.clone(), account.id);
+                let note = record(Some(f.org), "account.refreshed");
+                let new = NewTokens { scopes: Some(vec![n.to_string()]), ..tokens(&n.to_string()) };
+                tokio::spawn(async move { (n, store.save_tokens(id, 1, &new, at(30), Some(&note)).await.unwrap()) })
+            })
+            .collect();
+        let mut winners = Vec::new();
+        for saver in savers {
+            let (n, won) = saver.await.unwrap();
+            winners.extend(won.then_some(n));
+        }
+        assert_eq!(winners.len(), 1);
+        let kept = f.store.tokens(account.id).await.unwrap().unwrap();
+        assert_eq!(kept.access.unwrap().as_bytes(), format!("access {}", winners[0]).as_bytes());
+        assert_eq!((kept.account.generation, kept.account.scopes), (2, vec![winners[0].to_string()]));
+        assert_eq!(f.recorded("account.refreshed").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn saved_tokens_heal_the_account_and_keep_what_is_not_new() {
+    on_each(async |f| {
+        let account = f.saved_account("ada").await;
+        let why = Some(Reason::ProviderUnavailable);
+        let note = record(Some(f.org), "account.degraded");
+        f.store.set_status(account.id, 1, StatusChange { status: Status::Degraded, reason: why, validity: Validity::Unknown }, at(7), &note).await.unwrap();
+        let new = NewTokens { refresh: None, ..tokens("second") };
+        assert!(f.store.save_tokens(account.id, 1, &new, at(30), None).await.unwrap());
+        assert!(!f.store.save_tokens(account.id, 1, &new, at(31), None).await.unwrap());
+        let kept = f.store.tokens(account.id).await.unwrap().unwrap();
+        assert_eq!(kept.refresh.unwrap().as_bytes(), b"refresh first");
+        let healed = kept.account;
+        assert_eq!((healed.status, healed.reason, healed.validity), (Status::Connected, None, Validity::Valid));
+        assert_eq!((healed.checked_at, healed.scopes, healed.generation), (Some(at(30)), account.scopes, 2));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_status_changes_once_and_only_in_its_generation() {
+    on_each(async |f| {
+        let id = f.saved_account("ada").await.id;
+        let set = async |generation, status, reason| {
+            let note = record(Some(f.org), "account.status");
+            f.store.set_status(id, generation, StatusChange { status, reason, validity: Validity::Invalid }, at(7), &note).await.unwrap()
+        };
+        assert!(!set(1, Status::Connected, None).await);
+        assert!(!set(2, Status::Disconnected, Some(Reason::RefreshRejected)).await);
+        assert!(set(1, Status::Disconnected, Some(Reason::RefreshRejected)).await);
+        assert!(!set(1, Status::Disconnected, Some(Reason::RefreshRejected)).await);
+        assert!(set(1, Status::Disconnected, Some(Reason::LostInWindow)).await);
+        let read = f.store.account(f.org, id).await.unwrap().unwrap();
+        assert_eq!((read.status, read.reason), (Status::Disconnected, Some(Reason::LostInWindow)));
+        assert_eq!((read.validity, read.checked_at, read.generation), (Validity::Invalid, Some(at(7)), 1));
+        // A reason without trouble is no reason.
+        assert!(set(1, Status::Connected, Some(Reason::Revoked)).await);
+        assert_eq!(f.store.account(f.org, id).await.unwrap().unwrap().reason, None);
+        assert_eq!(f.recorded("account.status").await, 3);
+
+        f.store.set_validity(id, Validity::Unknown, at(8)).await.unwrap();
+        let read = f.store.account(f.org, id).await.unwrap().unwrap();
+        assert_eq!((read.validity, read.checked_at), (Validity::Unknown, Some(at(8))));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_who_see_an_account_end_one_says_so() {
+    on_each(async |f| {
+        let id = f.saved_account("ada").await.id;
+        let tellers: Vec<_> = (0..8)
+            .map(|_| {
+                let (store, note) = (f.store.clone(), record(Some(f.org), "account.disconnected"));
+                let (status, why) = (Status::Disconnected, Some(Reason::RefreshRejected));
+                tokio::spawn(async move {
+                    store.set_status(id, 1, StatusChange { status, reason: why, validity: Validity::Invalid }, at(7), &note).await.unwrap()
+                })
+            })
+            .collect();
+        let mut told = 0;
+        for teller in tellers {
+            told += usize::from(teller.await.unwrap());
+        }
+        assert_eq!((told, f.recorded("account.disconnected").await), (1, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn disconnecting_asks_first_and_then_takes_everything() {
+    on_each(async |f| {
+        let account = f.saved_account("ada").await;
+        let (one, two) = (f.saved_key("one").await, f.saved_key("two").await);
+        f.granted(&one, &account.targets[0]).await;
+        f.granted(&one, &account.targets[1]).await;
+        f.granted(&two, &account.targets[0]).await;
+        let note = || record(Some(f.org), "account.disconnected");
+        let job = revocation();
+        let disconnect = async |org, id, confirm| {
+            let jobs = std::slice::from_ref(&job);
+            f.store.disconnect(org, id, confirm, jobs, at(40), &note()).await
+        };
+        let revision = f.store.revision().await.unwrap();
+        let asked = disconnect(f.org, account.id, false).await.unwrap();
+        assert_eq!(asked, Disconnected::NeedsConfirmation { grants: 3 });
+        assert_eq!((f.recorded("account.disconnected").await, f.store.revision().await.unwrap()), (0, revision));
+        assert!(f.store.tokens(account.id).await.unwrap().unwrap().access.is_some());
+        let other = f.other_org().await;
+        assert!(matches!(disconnect(other, account.id, true).await, Err(Error::NotFound)));
+
+        let done = disconnect(f.org, account.id, true).await.unwrap();
+        assert_eq!(done, Disconnected::Done(account.targets.clone()));
+        assert!(matches!(disconnect(f.org, account.id, true).await, Err(Error::NotFound)));
+        assert!(f.store.account(f.org, account.id).await.unwrap().is_none());
+        assert!(f.store.tokens(account.id).await.unwrap().is_none());
+        assert!(f.store.target(f.org, &account.targets[0].slug).await.unwrap().is_none());
+        assert!(f.store.grants_of_key(f.org, one.id).await.unwrap().is_empty());
+        assert_eq!(f.recorded("account.disconnected").await, 1);
+
+        // Nothing that was under way brings it back.
+        for generation in 1..=2 {
+            assert!(!f.store.save_tokens(account.id, generation, &tokens("late"), at(41), None).await.unwrap());
+            let (status, validity) = (Status::Connected, Validity::Valid);
+            assert!(
+                !f.store.set_status(account.id, generation, status, None, validity, at(41), &note()).await.unwrap()
+            );
+        }
+        f.store.set_validity(account.id, Validity::Valid, at(41)).await.unwrap();
+        let save = SaveConnected { account: account.clone(), tokens: tokens("late"), existing: true };
+        assert!(matches!(f.store.save_connected(&save, &note()).await, Err(Error::Conflict)));
+        assert!(f.store.tokens(account.id).await.unwrap().is_none());
+
+        // The same person may connect again, as a new account.
+        let again = f.saved_account("ada").await;
+        assert_ne!(again.id, account.id);
+
+        let jobs = f.store.claim_revocations(10, at(40), at(100)).await.unwrap();
+        assert_eq!((jobs.len(), jobs[0].id, jobs[0].account, jobs[0].organization), (1, job.0, account.id, f.org));
+        assert_eq!((jobs[0].provider.as_str(), &jobs[0].captures), ("acme", &account.captures));
+        assert_eq!((jobs[0].token_kind.as_str(), jobs[0].token.as_bytes()), ("refresh_token", &b"to revoke"[..]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn disconnecting_without_grants_needs_no_confirmation() {
+    on_each(async |f| {
+        let account = f.saved_account("ada").await;
+        let note = record(Some(f.org), "account.disconnected");
+        let done = f.store.disconnect(f.org, account.id, false, &[], at(40), &note).await.unwrap();
+        assert_eq!(done, Disconnected::Done(account.targets));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_claimers_never_share_a_revocation() {
+    on_each(async |f| {
+        let account = f.saved_account("ada").await;
+        let jobs: Vec<_> = (0..40).map(|_| revocation()).collect();
+        let note = record(Some(f.org), "account.disconnected");
+        f.store.disconnect(f.org, account.id, true, &jobs, at(0), &note).await.unwrap();
+        assert!(f.store.claim_revocations(10, at(-1), at(100)).await.unwrap().is_empty());
+
+        let claimers: Vec<_> = (0..8)
+            .map(|_| {
+                let store = f.store.clone();
+                tokio::spawn(async move { store.claim_revocations(15, at(0), at(100)).await.unwrap() })
+            })
+            .collect();
+        let mut claimed = Vec::new();
+        for claimer in claimers {
+            claimed.extend(claimer.await.unwrap().into_iter().map(|job| job.id));
+        }
+        // On Postgres two claimers may pick the same rows and one leaves empty-handed: the rest is due at once.
+        claimed.extend(f.store.claim_revocations(100, at(0), at(100)).await.unwrap().into_iter().map(|job| job.id));
+        assert_eq!(claimed.len(), 40);
+        assert_eq!(claimed.iter().collect::<HashSet<_>>().len(), 40);
+
+        // One ends, one fails, the rest is tried again when its time has come.
+        let (ended, failed) = (jobs[0].0, jobs[1].0);
+        let finished = || record(Some(f.org), "account.revoked");
+        f.store.finish_revocation(ended, &finished()).await.unwrap();
+        f.store.finish_revocation(ended, &finished()).await.unwrap();
+        let postponed = record(Some(f.org), "account.revoke_failed");
+        f.store.postpone_revocation(failed, at(5_000), Some(&postponed)).await.unwrap();
+        f.store.postpone_revocation(failed, at(6_000), None).await.unwrap();
+        f.store
+            .postpone_revocation(ended, at(5_000), Some(&record(Some(f.org), "account.revoke_failed")))
+            .await
+            .unwrap();
+        assert_eq!((f.recorded("account.revoked").await, f.recorded("account.revoke_failed").await), (1, 1));
+        let due = f.store.claim_revocations(100, at(100), at(200)).await.unwrap();
+        assert_eq!(due.len(), 38);
+        let late = f.store.claim_revocations(100, at(6_000), at(7_000)).await.unwrap();
+        assert_eq!(late.iter().find(|job| job.id == failed).unwrap().attempts, 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flow_is_bound_to_one_browser_and_ends() {
+    on_each(async |f| {
+        let flow = flow(f.org);
+        f.store.insert_flow(&flow).await.unwrap();
+        let read = f.store.flow(flow.id, at(1)).await.unwrap().unwrap();
+        assert_eq!(
+            (read.organization, read.provider, read.capabilities),
+            (f.org, flow.provider.clone(), flow.capabilities.clone())
+        );
+        assert_eq!((read.preset, read.account, read.inputs), (flow.preset, flow.account, flow.inputs.clone()));
+        assert_eq!((read.actor, read.owner, read.state_hash), (flow.actor.clone(), None, None));
+        assert_eq!((read.created_at, read.expires_at), (flow.created_at, flow.expires_at));
+
+        assert!(!f.store.open_flow(flow.id, &opening("state"), flow.expires_at).await.unwrap());
+        assert!(f.store.open_flow(flow.id, &opening("state"), at(2)).await.unwrap());
+        assert!(!f.store.open_flow(flow.id, &opening("thief"), at(3)).await.unwrap());
+        assert!(f.store.flow(flow.id, flow.expires_at).await.unwrap().is_none());
+        assert!(f.store.take_flow(&sha256(b"thief")).await.unwrap().is_none());
+        let taken = f.store.take_flow(&sha256(b"state")).await.unwrap().unwrap();
+        assert_eq!((taken.id, taken.cookie_hash), (flow.id, Some(sha256(b"cookie"))));
+        assert_eq!(taken.verifier.unwrap().as_bytes(), b"verifier");
+        assert!(f.store.flow(flow.id, at(4)).await.unwrap().is_none());
+
+        f.store.insert_flow(&FlowRow { expires_at: at(10), ..self::flow(f.org) }).await.unwrap();
+        assert_eq!(f.store.prune_flows(at(10)).await.unwrap(), 0);
+        assert_eq!(f.store.prune_flows(at(11)).await.unwrap(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_callbacks_with_one_state_one_gets_the_flow() {
+    on_each(async |f| {
+        for round in 0..10 {
+            let state = format!("state {round}");
+            let flow = flow(f.org);
+            f.store.insert_flow(&flow).await.unwrap();
+            f.store.open_flow(flow.id, &opening(&state), at(2)).await.unwrap();
+            let takers: Vec<_> = (0..8)
+                .map(|_| {
+                    let (store, hash) = (f.store.clone(), sha256(state.as_bytes()));
+                    tokio::spawn(async move { store.take_flow(&hash).await.unwrap().is_some() })
+                })
+                .collect();
+            let mut winners = 0;
+            for taker in takers {
+                winners += usize::from(taker.await.unwrap());
+            }
+            assert_eq!(winners, 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_writer_that_leaves_half_way_changes_nothing_and_blocks_nobody() {
+    on_each(async |f| {
+        let account = f.saved_account("ada").await;
+        let revision = f.store.revision().await.unwrap();
+        for micros in [0, 20, 50, 100, 200, 400] {
+            let note = record(Some(f.org), "account.disconnected");
+            let job = [revocation()];
+            let left = f.store.disconnect(f.org, account.id, true, &job, at(40), &note);
+            let _ = tokio::time::timeout(Duration::from_micros(micros), left).await;
+        }
+        let gone = f.store.account(f.org, account.id).await.unwrap().is_none();
+        let jobs = f.store.claim_revocations(10, at(40), at(50)).await.unwrap().len();
+        let (records, raised) =
+            (f.recorded("account.disconnected").await, f.store.revision().await.unwrap() - revision);
+        let whole = (usize::from(gone), usize::from(gone), i64::from(gone));
+        assert_eq!((jobs, records, raised), whole);
+    })
+    .await;
+}

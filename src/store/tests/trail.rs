@@ -1,0 +1,93 @@
+//! The audit trail.
+
+use super::fixture::*;
+use crate::ids::{AccountId, KeyId, RequestId};
+use crate::store::*;
+
+#[tokio::test]
+async fn a_record_reads_back_as_it_was_written() {
+    on_each(async |f| {
+        let full = AuditRow {
+            request: Some(RequestId::next()),
+            key: Some(KeyId::new()),
+            target: Some("crm".into()),
+            account: Some(AccountId::new()),
+            method: Some("POST".into()),
+            path: Some("/me/sendMail".into()),
+            status: Some(403),
+            code: Some("not_permitted".into()),
+            bytes_in: Some(12),
+            bytes_out: Some(34),
+            duration_us: Some(56),
+            detail: Some(serde_json::json!({"rule": "ask", "n": [1, null]})),
+            ..record(Some(f.org), "request")
+        };
+        f.store.append_audit(std::slice::from_ref(&full)).await.unwrap();
+        let read = f.store.audit(f.org, &AuditFilter::default(), &all()).await.unwrap().items;
+        assert_eq!(format!("{read:?}"), format!("{:?}", [full]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_batch_sent_again_is_stored_once() {
+    on_each(async |f| {
+        let rows: Vec<AuditRow> = (0..123).map(|_| record(Some(f.org), "request")).collect();
+        f.store.append_audit(&[]).await.unwrap();
+        f.store.append_audit(&rows).await.unwrap();
+        f.store.append_audit(&rows).await.unwrap();
+        assert_eq!(f.recorded("request").await, 123);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn records_come_newest_first_and_by_filter() {
+    on_each(async |f| {
+        let (key, account) = (KeyId::new(), AccountId::new());
+        let rows: Vec<AuditRow> = (0..6)
+            .map(|n| AuditRow {
+                at: at(n * 100),
+                key: (n % 2 == 0).then_some(key),
+                account: (n == 2).then_some(account),
+                target: (n > 3).then(|| "crm".into()),
+                status: Some(200 + n),
+                ..record(Some(f.org), "request")
+            })
+            .collect();
+        let other = f.other_org().await;
+        f.store.append_audit(&rows).await.unwrap();
+        f.store.append_audit(&[record(Some(other), "request"), record(None, "request")]).await.unwrap();
+
+        let found = async |filter: AuditFilter| {
+            let page = f.store.audit(f.org, &filter, &all()).await.unwrap();
+            page.items.iter().map(|row| row.status.unwrap_or_default() - 200).collect::<Vec<_>>()
+        };
+        let any = AuditFilter::default;
+        assert_eq!(found(any()).await, [5, 4, 3, 2, 1, 0]);
+        assert_eq!(found(AuditFilter { key: Some(key), ..any() }).await, [4, 2, 0]);
+        assert_eq!(found(AuditFilter { account: Some(account), ..any() }).await, [2]);
+        assert_eq!(found(AuditFilter { target: Some("crm".into()), ..any() }).await, [5, 4]);
+        assert_eq!(found(AuditFilter { status: Some(203), ..any() }).await, [3]);
+        assert_eq!(found(AuditFilter { since: Some(at(100)), until: Some(at(300)), ..any() }).await, [2, 1]);
+        assert_eq!(found(AuditFilter { key: Some(key), target: Some("crm".into()), ..any() }).await, [4]);
+
+        let mut seen = Vec::new();
+        let mut page = Page { limit: 4, after: None };
+        loop {
+            let part = f.store.audit(f.org, &any(), &page).await.unwrap();
+            seen.extend(part.items.iter().map(|row| row.id));
+            page.after = part.next;
+            if page.after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen, rows.iter().rev().map(|row| row.id).collect::<Vec<_>>());
+        assert_eq!(f.store.audit(other, &any(), &all()).await.unwrap().items.len(), 1);
+
+        // Also those of others and of nobody, and the one of the other organization's making.
+        assert_eq!(f.store.prune_audit(at(300)).await.unwrap(), 6);
+        assert_eq!(found(any()).await, [5, 4, 3]);
+    })
+    .await;
+}
