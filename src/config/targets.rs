@@ -11,9 +11,18 @@ use super::document::Section;
 use super::file::Around;
 use super::{StaticCredential, SystemTarget};
 
-/// Headers that belong to the connection, not to a credential.
-const NOT_CREDENTIALS: [HeaderName; 6] =
-    [header::HOST, header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::UPGRADE, header::TE];
+/// Headers that frame the message or name its place.
+const NOT_CREDENTIALS: [HeaderName; 9] = [
+    header::HOST,
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::CONTENT_LENGTH,
+    header::TRANSFER_ENCODING,
+    header::TE,
+    header::TRAILER,
+    header::UPGRADE,
+    header::EXPECT,
+];
 
 pub(super) fn read(section: &Section<'_>, around: &Around<'_>) -> BTreeMap<String, SystemTarget> {
     let mut targets = BTreeMap::new();
@@ -76,13 +85,14 @@ fn base_url(text: &str) -> Result<String, String> {
 /// Exactly one kind, or none. The file names variables; it never holds the secret itself.
 fn credential(section: Section<'_>, around: &Around<'_>) -> StaticCredential {
     let variable = |from: &Section<'_>, key: &str| from.text(key, |name| secret(name, around));
+    let in_header = |from: &Section<'_>, key: &str| from.text(key, |name| header_value(name, around));
     let kinds = ["bearer_env", "basic", "headers_env", "query"];
     let given = kinds.iter().filter(|kind| section.has(kind)).count();
     if given > 1 {
         section.refuse(kinds[0], "one kind is possible: bearer_env, basic, headers_env or query");
     }
 
-    let bearer = variable(&section, "bearer_env").map(StaticCredential::Bearer);
+    let bearer = in_header(&section, "bearer_env").map(StaticCredential::Bearer);
     let basic = section.section("basic");
     let basic_given = section.has("basic");
     let username = basic.text("username", user_name);
@@ -91,7 +101,7 @@ fn credential(section: Section<'_>, around: &Around<'_>) -> StaticCredential {
     let headers = headers(&headers_section, around);
     let query = section.section("query");
     let query_given = section.has("query");
-    let name = query.text("name", |text| not_empty(text).map(str::to_owned));
+    let name = query.text("name", parameter);
     let value = variable(&query, "value_env");
 
     for (given, from, key) in [
@@ -126,7 +136,7 @@ fn headers(section: &Section<'_>, around: &Around<'_>) -> BTreeMap<String, Secre
     let mut headers = BTreeMap::new();
     for name in section.keys() {
         let parsed = HeaderName::from_bytes(name.as_bytes()).ok().filter(|name| !NOT_CREDENTIALS.contains(name));
-        let value = section.text(&name, |variable| secret(variable, around));
+        let value = section.text(&name, |variable| header_value(variable, around));
         match parsed {
             None => section.refuse(&name, "this header can't carry a credential"),
             Some(_) => headers.extend(value.map(|value| (name, value))),
@@ -143,8 +153,22 @@ fn secret(name: &str, around: &Around<'_>) -> Result<Secret<String>, String> {
     }
     let secret = around.env.secret(name).map_err(|error| format!("environment variable {error}"))?;
     let secret = secret.ok_or_else(|| format!("environment variable {name} (or {name}_FILE) is not set"))?;
-    if secret.expose().is_empty() || HeaderValue::from_str(secret.expose()).is_err() {
-        return Err(format!("environment variable {name} is empty or holds characters that a request can't carry"));
+    if secret.expose().is_empty() { Err(format!("environment variable {name} is empty")) } else { Ok(secret) }
+}
+
+/// A secret that stands in a header as it is (a password or a query value is encoded first).
+fn header_value(name: &str, around: &Around<'_>) -> Result<Secret<String>, String> {
+    let secret = secret(name, around)?;
+    match HeaderValue::from_str(secret.expose()) {
+        Ok(_) => Ok(secret),
+        Err(_) => Err(format!("environment variable {name} holds characters that a header can't carry")),
     }
-    Ok(secret)
+}
+
+fn parameter(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if text.is_empty() || !text.bytes().all(plain) {
+        return Err("a query parameter's name is made of letters, digits, -, _ and .".to_owned());
+    }
+    Ok(text.to_owned())
 }

@@ -110,7 +110,7 @@ fn wrong_credentials_are_told_and_never_repeated() {
             "credential.bearer_env: environment variable NOT_SET (or NOT_SET_FILE) is not set",
         ),
         ("{ bearer_env = \"sk-hush\" }", "credential.bearer_env: the name of an environment variable is wanted here"),
-        ("{ bearer_env = \"BROKEN\" }", "credential.bearer_env: environment variable BROKEN is empty or holds"),
+        ("{ bearer_env = \"BROKEN\" }", "credential.bearer_env: environment variable BROKEN holds characters"),
         ("{ bearer = \"sk-hush\" }", "credential.bearer: there is no such key; known here: basic, bearer_env"),
         ("{ basic = { username = \"a\" } }", "credential.basic.password_env: missing"),
         (
@@ -118,6 +118,10 @@ fn wrong_credentials_are_told_and_never_repeated() {
             "credential.basic.username: a user name",
         ),
         ("{ basic = { username = \"a\", password = \"hush\" } }", "credential.basic.password: there is no such key"),
+        (
+            "{ query = { name = \"a b\", value_env = \"MAPS_API_KEY\" } }",
+            "credential.query.name: a query parameter's name",
+        ),
         ("{ query = { value_env = \"MAPS_API_KEY\" } }", "credential.query.name: missing"),
         ("{ headers_env = { Host = \"MAPS_API_KEY\" } }", "credential.headers_env.Host: this header can't carry"),
         ("{ headers_env = { \"a b\" = \"MAPS_API_KEY\" } }", "credential.headers_env.\"a b\": this header can't carry"),

@@ -4,7 +4,7 @@
 
 mod metrics;
 
-pub use metrics::{AccountCounts, Metrics, RefreshOutcome, RequestOutcome};
+pub use metrics::{AccountCounts, Metrics};
 
 use std::io::IsTerminal as _;
 
