@@ -1,1 +1,29 @@
-fn main() {}
+//! `keyward`: hardens the process, then does what the command line says.
+
+mod cli;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    if let Err(cause) = keep_memory_private() {
+        // Said, not fatal: some sandboxes refuse these calls, and Keyward works without them.
+        let _ = writeln!(std::io::stderr(), "keyward: core dumps could not be switched off: {cause}");
+    }
+    // Only fails when there is one already, which is as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    cli::run()
+}
+
+/// A core dump holds tokens, and so does what a debugger of the same user reads.
+fn keep_memory_private() -> rustix::io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    #[cfg(target_os = "linux")]
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    Ok(())
+}

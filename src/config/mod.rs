@@ -3,11 +3,17 @@
 //! [`Config::load`] reads the file, refuses unknown keys and wrong values with file, line and key, and collects what the
 //! environment holds. Everything after it may trust what it gets. No port is bound and no store opened here.
 
+mod document;
 mod env;
 mod file;
+mod targets;
+#[cfg(test)]
+mod tests;
+mod units;
 
 pub use env::{Env, EnvError};
 pub use file::ConfigError;
+pub use units::{parse_duration, parse_size};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
