@@ -26,6 +26,7 @@ use crate::ids::{self, AccountId};
 use crate::oauth::{self, Tokens};
 use crate::secret::Secret;
 use crate::store::{AccountRow, AccountTokens, NewTokens, Reason, Status, StatusChange, Validity};
+use crate::telemetry::RefreshOutcome;
 use crate::vault::Place;
 
 use super::cache::{Held, Slot};
@@ -200,21 +201,21 @@ impl Accounts {
         let _permit = permits.acquire().await.ok()?;
         match self.parts.oauth.refresh(provider, &account.captures, &refresh).await {
             Ok(tokens) => {
-                self.parts.metrics.refresh("ok");
+                self.parts.metrics.observe_refresh(RefreshOutcome::Ok);
                 Some(self.keep(slot, row, tokens).await)
             }
             Err(oauth::Error::Transient { why, retry_after, ambiguous }) => {
-                self.parts.metrics.refresh("transient");
+                self.parts.metrics.observe_refresh(RefreshOutcome::Transient);
                 self.degrade(slot, account, Reason::ProviderUnavailable, why, ambiguous, retry_after).await;
                 None
             }
             Err(oauth::Error::Misconfigured { code }) => {
-                self.parts.metrics.refresh("misconfigured");
+                self.parts.metrics.observe_refresh(RefreshOutcome::Misconfigured);
                 self.degrade(slot, account, Reason::ProviderMisconfigured, &code, false, Some(BACKOFF)).await;
                 None
             }
             Err(oauth::Error::Rejected { code, sign_in }) => {
-                self.parts.metrics.refresh("rejected");
+                self.parts.metrics.observe_refresh(RefreshOutcome::Rejected);
                 let reason = match (sign_in, slot.trouble().maybe_rotated) {
                     (true, _) => Reason::SignInNeeded,
                     (false, true) => Reason::LostInWindow,

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::OwnedPermit;
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, AuditId, KeyId, OrgId, RequestId};
 use crate::store::AuditRow;
+use crate::telemetry::RequestOutcome;
 
 use super::writer::Message;
 use super::{Actor, Audit};
@@ -142,17 +143,11 @@ impl Entry {
         }
     }
 
-    fn outcome(&self) -> &'static str {
+    fn outcome(&self) -> RequestOutcome {
         match (self.finished, self.code, self.status) {
-            (false, ..) => "aborted",
-            (true, Some(_), _) => "refused",
-            (true, None, Some(status)) => match status.as_u16() {
-                200..=299 => "2xx",
-                300..=399 => "3xx",
-                400..=499 => "4xx",
-                _ => "5xx",
-            },
-            (true, None, None) => "aborted",
+            (false, ..) | (true, None, None) => RequestOutcome::Aborted,
+            (true, Some(_), _) => RequestOutcome::Refused,
+            (true, None, Some(status)) => RequestOutcome::of_status(status.as_u16()),
         }
     }
 

@@ -77,7 +77,7 @@ impl Audit {
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(AuditUnavailable),
             Err(mpsc::error::TrySendError::Full(queue)) => match self.0.on_full {
                 OnFull::Drop => {
-                    self.0.metrics.audit_dropped();
+                    self.0.metrics.audit_dropped.inc();
                     None
                 }
                 OnFull::Refuse => match timeout(PATIENCE, queue.reserve_owned()).await {
@@ -93,7 +93,7 @@ impl Audit {
     /// full: nobody waits for it.
     pub fn note(&self, row: AuditRow) {
         if self.0.queue.try_send(Message::Note(Box::new(row))).is_err() {
-            self.0.metrics.audit_dropped();
+            self.0.metrics.audit_dropped.inc();
         }
     }
 
@@ -168,7 +168,7 @@ impl Writer {
                 }
             }
         }
-        self.metrics.audit_written(rows.len());
+        self.metrics.audit_records.inc_by(rows.len() as u64);
         for done in waiting {
             let _ = done.send(());
         }
