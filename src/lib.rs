@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod clock;
 pub mod config;
 pub mod ids;
+pub mod sandbox;
 pub mod secret;
 pub mod shutdown;
 pub mod store;
