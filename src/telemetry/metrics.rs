@@ -7,16 +7,42 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-const REQUESTS: [&str; 6] = ["2xx", "3xx", "4xx", "5xx", "refused", "aborted"];
-const REFRESHES: [&str; 4] = ["ok", "transient", "rejected", "misconfigured"];
-const STATUSES: [&str; 3] = ["connected", "degraded", "disconnected"];
-
 /// One label with a value from a fixed list.
 type Label = [(&'static str, &'static str); 1];
 
 /// From half a millisecond (Keyward alone) to minutes (streams).
 const SECONDS: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0];
+
+/// How an agent's request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestOutcome {
+    /// The upstream answered 2xx, or 101 and the connection was taken over.
+    Success,
+    /// The upstream answered 3xx.
+    Redirect,
+    /// The upstream answered 4xx.
+    ClientError,
+    /// The upstream answered 5xx.
+    ServerError,
+    /// Keyward answered itself, with a `Keyward-Error`.
+    Refused,
+    /// One side went away before the end.
+    Aborted,
+}
+
+/// How a token refresh ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefreshOutcome {
+    /// A new token is stored.
+    Ok,
+    /// Passing trouble.
+    Transient,
+    /// The provider refused: the account is disconnected.
+    Rejected,
+    /// The operator's client settings are wrong.
+    Misconfigured,
+}
 
 /// Accounts by status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,9 +62,25 @@ pub struct Metrics {
     request_seconds: Histogram,
     refreshes: [Counter; 4],
     accounts: [Gauge; 3],
-    audit_records: Counter,
-    audit_dropped: Counter,
-    connections: Gauge,
+    /// Audit records stored.
+    pub audit_records: Counter,
+    /// Audit records lost because the queue was full and `[audit] on_full` is `drop`.
+    pub audit_dropped: Counter,
+    /// Agent connections open now.
+    pub connections: Gauge,
+}
+
+impl RequestOutcome {
+    /// The class of an upstream's status.
+    #[must_use]
+    pub const fn of_status(status: u16) -> Self {
+        match status {
+            ..300 => Self::Success,
+            300..400 => Self::Redirect,
+            400..500 => Self::ClientError,
+            500.. => Self::ServerError,
+        }
+    }
 }
 
 impl Metrics {
@@ -46,7 +88,7 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("keyward");
-        let requests = counters(REQUESTS);
+        let requests = counters(["2xx", "3xx", "4xx", "5xx", "refused", "aborted"]);
         registry.register("requests", "Requests of agents, by how they ended", requests.0);
         let request_seconds = Histogram::new(SECONDS);
         registry.register(
@@ -54,7 +96,7 @@ impl Metrics {
             "Time from a request's head to the last byte of its answer",
             request_seconds.clone(),
         );
-        let refreshes = counters(REFRESHES);
+        let refreshes = counters(["ok", "transient", "rejected", "misconfigured"]);
         registry.register("refreshes", "Token refreshes, by how they ended", refreshes.0);
         let audit_records = Counter::default();
         registry.register("audit_records", "Audit records stored", audit_records.clone());
@@ -63,7 +105,8 @@ impl Metrics {
         let connections = Gauge::default();
         registry.register("connections", "Agent connections open now", connections.clone());
         let by_status = Family::<Label, Gauge>::default();
-        let accounts = STATUSES.map(|status| by_status.get_or_create_owned(&[("status", status)]));
+        let accounts = ["connected", "degraded", "disconnected"]
+            .map(|status| by_status.get_or_create_owned(&[("status", status)]));
         registry.register("accounts", "Connected accounts, by status", by_status);
         Self {
             registry,
@@ -77,37 +120,15 @@ impl Metrics {
         }
     }
 
-    /// Counts one request of an agent and the seconds it took, by how it ended: the class of the upstream's status
-    /// (`2xx` to `5xx`), `refused` (Keyward answered itself) or `aborted` (one side went away before the end).
-    pub fn observe_request(&self, outcome: &str, seconds: f64) {
-        count(&REQUESTS, &self.requests, outcome);
+    /// Counts one request and the seconds it took.
+    pub fn observe_request(&self, outcome: RequestOutcome, seconds: f64) {
+        self.requests[outcome as usize].inc();
         self.request_seconds.observe(seconds);
     }
 
-    /// Counts one token refresh by how it ended: `ok` (a new token is stored), `transient` (passing trouble), `rejected`
-    /// (the account is disconnected) or `misconfigured` (the operator's client settings are wrong).
-    pub fn refresh(&self, outcome: &str) {
-        count(&REFRESHES, &self.refreshes, outcome);
-    }
-
-    /// Counts audit records that were stored.
-    pub fn audit_written(&self, records: usize) {
-        self.audit_records.inc_by(records as u64);
-    }
-
-    /// Counts an audit record that was lost because the queue was full.
-    pub fn audit_dropped(&self) {
-        self.audit_dropped.inc();
-    }
-
-    /// An agent connection began.
-    pub fn connection_opened(&self) {
-        self.connections.inc();
-    }
-
-    /// An agent connection ended.
-    pub fn connection_closed(&self) {
-        self.connections.dec();
+    /// Counts one refresh.
+    pub fn observe_refresh(&self, outcome: RefreshOutcome) {
+        self.refreshes[outcome as usize].inc();
     }
 
     /// Says how many accounts there are.
@@ -143,14 +164,6 @@ fn counters<const N: usize>(outcomes: [&'static str; N]) -> (Family<Label, Count
     (family, handles)
 }
 
-fn count<const N: usize>(outcomes: &[&str; N], counters: &[Counter; N], outcome: &str) {
-    let known = outcomes.iter().zip(counters).find(|(known, _)| **known == outcome);
-    debug_assert!(known.is_some(), "no counter for {outcome}");
-    if let Some((_, counter)) = known {
-        counter.inc();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,16 +171,13 @@ mod tests {
     #[test]
     fn what_is_counted_is_shown() {
         let metrics = Metrics::new();
-        metrics.observe_request("2xx", 0.002);
-        metrics.observe_request("4xx", 0.002);
-        metrics.observe_request("aborted", 400.0);
-        metrics.refresh("misconfigured");
+        metrics.observe_request(RequestOutcome::of_status(204), 0.002);
+        metrics.observe_request(RequestOutcome::of_status(404), 0.002);
+        metrics.observe_request(RequestOutcome::Aborted, 400.0);
+        metrics.observe_refresh(RefreshOutcome::Misconfigured);
         metrics.set_accounts(AccountCounts { connected: 3, degraded: 1, disconnected: 0 });
-        metrics.audit_written(7);
-        metrics.audit_dropped();
-        metrics.connection_opened();
-        metrics.connection_opened();
-        metrics.connection_closed();
+        metrics.audit_records.inc_by(7);
+        metrics.connections.inc();
         let text = metrics.encode();
         for line in [
             "keyward_requests_total{outcome=\"2xx\"} 1",
@@ -180,7 +190,7 @@ mod tests {
             "keyward_refreshes_total{outcome=\"misconfigured\"} 1",
             "keyward_refreshes_total{outcome=\"ok\"} 0",
             "keyward_audit_records_total 7",
-            "keyward_audit_dropped_total 1",
+            "keyward_audit_dropped_total 0",
             "keyward_connections 1",
             "keyward_accounts{status=\"connected\"} 3",
             "keyward_accounts{status=\"degraded\"} 1",
@@ -188,5 +198,12 @@ mod tests {
             assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn taking_over_a_connection_is_a_success() {
+        assert_eq!(RequestOutcome::of_status(101), RequestOutcome::Success);
+        assert_eq!(RequestOutcome::of_status(302), RequestOutcome::Redirect);
+        assert_eq!(RequestOutcome::of_status(500), RequestOutcome::ServerError);
     }
 }

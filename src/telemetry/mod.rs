@@ -4,7 +4,7 @@
 
 mod metrics;
 
-pub use metrics::{AccountCounts, Metrics};
+pub use metrics::{AccountCounts, Metrics, RefreshOutcome, RequestOutcome};
 
 use std::io::IsTerminal as _;
 
