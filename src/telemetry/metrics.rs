@@ -1,5 +1,192 @@
-//! Every metric.
+//! Every metric of the process in one struct, names and help together.
 
-/// Every metric.
-#[derive(Default)]
-pub struct Metrics {}
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+const REQUESTS: [&str; 6] = ["2xx", "3xx", "4xx", "5xx", "refused", "aborted"];
+const REFRESHES: [&str; 4] = ["ok", "transient", "rejected", "misconfigured"];
+const STATUSES: [&str; 3] = ["connected", "degraded", "disconnected"];
+
+/// One label with a value from a fixed list.
+type Label = [(&'static str, &'static str); 1];
+
+/// From half a millisecond (Keyward alone) to minutes (streams).
+const SECONDS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0];
+
+/// Accounts by status.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AccountCounts {
+    /// `connected`.
+    pub connected: u64,
+    /// `degraded`.
+    pub degraded: u64,
+    /// `disconnected`.
+    pub disconnected: u64,
+}
+
+/// The metrics. Counting touches one atomic: the handles are made once, no label is looked up per request.
+pub struct Metrics {
+    registry: Registry,
+    requests: [Counter; 6],
+    request_seconds: Histogram,
+    refreshes: [Counter; 4],
+    accounts: [Gauge; 3],
+    audit_records: Counter,
+    audit_dropped: Counter,
+    connections: Gauge,
+}
+
+impl Metrics {
+    /// All of them at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("keyward");
+        let requests = counters(REQUESTS);
+        registry.register("requests", "Requests of agents, by how they ended", requests.0);
+        let request_seconds = Histogram::new(SECONDS);
+        registry.register(
+            "request_seconds",
+            "Time from a request's head to the last byte of its answer",
+            request_seconds.clone(),
+        );
+        let refreshes = counters(REFRESHES);
+        registry.register("refreshes", "Token refreshes, by how they ended", refreshes.0);
+        let audit_records = Counter::default();
+        registry.register("audit_records", "Audit records stored", audit_records.clone());
+        let audit_dropped = Counter::default();
+        registry.register("audit_dropped", "Audit records lost because the queue was full", audit_dropped.clone());
+        let connections = Gauge::default();
+        registry.register("connections", "Agent connections open now", connections.clone());
+        let by_status = Family::<Label, Gauge>::default();
+        let accounts = STATUSES.map(|status| by_status.get_or_create_owned(&[("status", status)]));
+        registry.register("accounts", "Connected accounts, by status", by_status);
+        Self {
+            registry,
+            requests: requests.1,
+            request_seconds,
+            refreshes: refreshes.1,
+            accounts,
+            audit_records,
+            audit_dropped,
+            connections,
+        }
+    }
+
+    /// Counts one request of an agent and the seconds it took, by how it ended: the class of the upstream's status
+    /// (`2xx` to `5xx`), `refused` (Keyward answered itself) or `aborted` (one side went away before the end).
+    pub fn observe_request(&self, outcome: &str, seconds: f64) {
+        count(&REQUESTS, &self.requests, outcome);
+        self.request_seconds.observe(seconds);
+    }
+
+    /// Counts one token refresh by how it ended: `ok` (a new token is stored), `transient` (passing trouble), `rejected`
+    /// (the account is disconnected) or `misconfigured` (the operator's client settings are wrong).
+    pub fn refresh(&self, outcome: &str) {
+        count(&REFRESHES, &self.refreshes, outcome);
+    }
+
+    /// Counts audit records that were stored.
+    pub fn audit_written(&self, records: usize) {
+        self.audit_records.inc_by(records as u64);
+    }
+
+    /// Counts an audit record that was lost because the queue was full.
+    pub fn audit_dropped(&self) {
+        self.audit_dropped.inc();
+    }
+
+    /// An agent connection began.
+    pub fn connection_opened(&self) {
+        self.connections.inc();
+    }
+
+    /// An agent connection ended.
+    pub fn connection_closed(&self) {
+        self.connections.dec();
+    }
+
+    /// Says how many accounts there are.
+    pub fn set_accounts(&self, counts: AccountCounts) {
+        let counts = [counts.connected, counts.degraded, counts.disconnected];
+        for (gauge, count) in self.accounts.iter().zip(counts) {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// The `Content-Type` of [`Metrics::encode`].
+    pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+    /// All of them as text, for `GET /metrics`.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A family of counters and one handle for each outcome, in the order of the enum.
+fn counters<const N: usize>(outcomes: [&'static str; N]) -> (Family<Label, Counter>, [Counter; N]) {
+    let family = Family::<Label, Counter>::default();
+    let handles = outcomes.map(|outcome| family.get_or_create_owned(&[("outcome", outcome)]));
+    (family, handles)
+}
+
+fn count<const N: usize>(outcomes: &[&str; N], counters: &[Counter; N], outcome: &str) {
+    let known = outcomes.iter().zip(counters).find(|(known, _)| **known == outcome);
+    debug_assert!(known.is_some(), "no counter for {outcome}");
+    if let Some((_, counter)) = known {
+        counter.inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let metrics = Metrics::new();
+        metrics.observe_request("2xx", 0.002);
+        metrics.observe_request("4xx", 0.002);
+        metrics.observe_request("aborted", 400.0);
+        metrics.refresh("misconfigured");
+        metrics.set_accounts(AccountCounts { connected: 3, degraded: 1, disconnected: 0 });
+        metrics.audit_written(7);
+        metrics.audit_dropped();
+        metrics.connection_opened();
+        metrics.connection_opened();
+        metrics.connection_closed();
+        let text = metrics.encode();
+        for line in [
+            "keyward_requests_total{outcome=\"2xx\"} 1",
+            "keyward_requests_total{outcome=\"3xx\"} 0",
+            "keyward_requests_total{outcome=\"4xx\"} 1",
+            "keyward_requests_total{outcome=\"refused\"} 0",
+            "keyward_requests_total{outcome=\"aborted\"} 1",
+            "keyward_request_seconds_count 3",
+            "keyward_request_seconds_bucket{le=\"0.0025\"} 2",
+            "keyward_refreshes_total{outcome=\"misconfigured\"} 1",
+            "keyward_refreshes_total{outcome=\"ok\"} 0",
+            "keyward_audit_records_total 7",
+            "keyward_audit_dropped_total 1",
+            "keyward_connections 1",
+            "keyward_accounts{status=\"connected\"} 3",
+            "keyward_accounts{status=\"degraded\"} 1",
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+}
