@@ -37,4 +37,10 @@ impl Access {
     pub fn snapshot(&self) -> Arc<Policy> {
         self.policy.load_full()
     }
+
+    /// What `gateway.toml` says of a system target.
+    #[must_use]
+    pub fn system_target(&self, slug: &str) -> Option<&SystemTarget> {
+        self.system.get(slug)
+    }
 }
