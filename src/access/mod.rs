@@ -31,6 +31,7 @@ pub struct Access {
     vault: Arc<Vault>,
     clock: Clock,
     compiler: compile::Compiler,
+    system: BTreeMap<String, SystemTarget>,
     policy: ArcSwap<Policy>,
     /// One reload at a time: a later one must never publish an earlier view.
     reload: tokio::sync::Mutex<()>,
@@ -46,16 +47,16 @@ impl Access {
         vault: Arc<Vault>,
         catalog: &Catalog,
         clock: Clock,
-        system: &BTreeMap<String, SystemTarget>,
+        system: BTreeMap<String, SystemTarget>,
     ) -> anyhow::Result<Arc<Self>> {
-        let compiler = compile::Compiler::new(catalog, system)?;
+        let compiler = compile::Compiler::new(catalog, &system)?;
         let slugs: Vec<_> = system.iter().map(|(slug, target)| (slug.clone(), target.name.clone())).collect();
         store
             .sync_system_targets(&slugs, clock.now())
             .await
             .context("a [targets] entry of gateway.toml can't be used: an organization has a target of that name")?;
         let access =
-            Self { store, vault, clock, compiler, policy: ArcSwap::default(), reload: tokio::sync::Mutex::default() };
+            Self { store, vault, clock, compiler, system, policy: ArcSwap::default(), reload: tokio::sync::Mutex::default() };
         access.reload().await?;
         Ok(Arc::new(access))
     }
@@ -64,6 +65,12 @@ impl Access {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Policy> {
         self.policy.load_full()
+    }
+
+    /// A target of `gateway.toml`.
+    #[must_use]
+    pub fn system_target(&self, slug: &str) -> Option<&SystemTarget> {
+        self.system.get(slug)
     }
 
     /// Reads everything again and makes it the view of this moment.

@@ -1,11 +1,31 @@
 //! The people's listener: the REST API, signing in, the OAuth callbacks, health and metrics. A handler takes typed
 //! input, calls one service method, and turns the result into a reply. Pages are `dashboard`'s.
 
+mod accounts;
 pub mod auth;
+mod connect;
+mod edge;
 pub mod error;
+mod extract;
+pub mod flow;
+mod grants;
+mod health;
+mod integrations;
+mod keys;
+mod list;
+mod openapi;
+mod organizations;
+mod site;
+mod target_view;
+mod targets;
+mod trail;
+
+pub use openapi::openapi_json;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+
+use axum::Router;
 
 use crate::access::Access;
 use crate::accounts::Accounts;
@@ -39,13 +59,16 @@ pub struct AdminParts {
     pub token_hash: [u8; 32],
     /// Whether `/readyz` says yes.
     pub ready: Arc<AtomicBool>,
+    /// Sign-ins that failed lately; starts as its default.
+    pub sign_ins: auth::SignIns,
 }
 
 /// Shared by all handlers.
 pub type AdminState = Arc<AdminParts>;
 
-/// The OpenAPI document of this API, as JSON.
-#[must_use]
-pub fn openapi_json() -> String {
-    todo!()
+/// The whole listener: the API, the dashboard's `pages`, and the edge that every request goes through.
+pub fn router(state: AdminState, pages: Router<AdminState>) -> Router {
+    let site = site::Site::of(&state.public_url);
+    let (api, _) = openapi::described().split_for_parts();
+    edge::around(api.merge(pages).with_state(state), site)
 }

@@ -57,7 +57,7 @@ impl App {
     ///
     /// # Errors
     /// In words for the operator.
-    pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
+    pub async fn start(mut config: Config, clock: Clock) -> anyhow::Result<Self> {
         let shutdown = Shutdown::new();
         let catalog = Arc::new(opening::catalog(&config)?);
         let keyring = opening::keyring(&config)?;
@@ -69,7 +69,7 @@ impl App {
         let metrics = Arc::new(Metrics::default());
         let (audit, writer) = Audit::new(store.clone(), clock.clone(), Arc::clone(&metrics), &config.audit);
         let access =
-            Access::open(store.clone(), Arc::clone(&vault), &catalog, clock.clone(), &config.targets).await?;
+            Access::open(store.clone(), Arc::clone(&vault), &catalog, clock.clone(), std::mem::take(&mut config.targets)).await?;
 
         let workers = listeners::bind_workers(config.proxy.listen, config.proxy.workers)?;
         let proxy_address = workers[0].address()?;
@@ -120,6 +120,7 @@ impl App {
             public_url: admin_url,
             proxy_url,
             token_hash,
+            sign_ins: Default::default(),
             ready: Arc::clone(&ready),
         });
 

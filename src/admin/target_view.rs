@@ -1,0 +1,161 @@
+//! A target as the API shows it: where it goes and how it is guarded, put together from the row, the catalog, the account
+//! and `gateway.toml`. Never its secret.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::clock::Timestamp;
+use crate::config::StaticCredential;
+use crate::ids::{AccountId, OrgId};
+use crate::store::{Captures, TargetKind, TargetRow};
+
+use super::AdminState;
+use super::error::ApiError;
+
+/// A target. Its secret is never shown.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Target)]
+pub(super) struct TargetView {
+    /// `/proxy/{slug}/…`.
+    slug: String,
+    /// For people.
+    name: String,
+    /// Where it comes from.
+    kind: Kind,
+    /// Where requests go.
+    base_url: String,
+    /// What goes into a request.
+    credential: CredentialView,
+    /// What may be reached at all: `GET /me/**`.
+    fence: Vec<String>,
+    /// Managed: its account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_id: Option<AccountId>,
+    /// Managed: the account's provider.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider: Option<String>,
+    /// Managed: the slice of the provider's API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capability: Option<String>,
+    /// Made at.
+    created_at: Timestamp,
+    /// Last change.
+    updated_at: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = TargetKind)]
+enum Kind {
+    /// Made and removed with an account.
+    Managed,
+    /// Made by an administrator.
+    Static,
+    /// In `gateway.toml`.
+    System,
+}
+
+/// The kind of a credential, without its secret.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CredentialKind)]
+struct CredentialView {
+    /// `account` (managed: the account's access token), `bearer`, `basic`, `headers`, `query`, `none`.
+    kind: String,
+}
+
+/// Shows rows; remembers the accounts that it had to ask for.
+pub(super) struct Shown<'a> {
+    state: &'a AdminState,
+    org: OrgId,
+    captures: HashMap<AccountId, Captures>,
+}
+
+impl<'a> Shown<'a> {
+    pub(super) fn new(state: &'a AdminState, org: OrgId) -> Self {
+        Self { state, org, captures: HashMap::new() }
+    }
+
+    pub(super) async fn show(&mut self, row: TargetRow) -> Result<TargetView, ApiError> {
+        let mut view = TargetView {
+            slug: row.slug,
+            name: row.name,
+            kind: Kind::Static,
+            base_url: String::new(),
+            credential: CredentialView { kind: String::new() },
+            fence: Vec::new(),
+            account_id: None,
+            provider: None,
+            capability: None,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        };
+        match row.kind {
+            TargetKind::Static { base_url, credential_kind, fence, .. } => {
+                view.base_url = base_url;
+                view.credential.kind = credential_kind;
+                view.fence = fence;
+            }
+            TargetKind::System => {
+                view.kind = Kind::System;
+                // Another instance's newer gateway.toml may know a slug that this one's doesn't.
+                if let Some(target) = self.state.access.system_target(&view.slug) {
+                    view.base_url.clone_from(&target.base_url);
+                    view.credential.kind = kind_of(&target.credential).to_owned();
+                    view.fence.clone_from(&target.fence);
+                }
+            }
+            TargetKind::Managed { account, provider, capability } => {
+                view.kind = Kind::Managed;
+                view.credential.kind = "account".to_owned();
+                let state = self.state;
+                if let Some(known) = state.catalog.provider(&provider).and_then(|p| p.capabilities.get(&capability)) {
+                    view.base_url = self.filled(&known.base_url, account).await?;
+                    view.fence.clone_from(&known.fence_text);
+                }
+                view.account_id = Some(account);
+                view.provider = Some(provider);
+                view.capability = Some(capability);
+            }
+        }
+        Ok(view)
+    }
+
+    /// A provider's URL with the account's own values in place of `{name}`.
+    async fn filled(&mut self, url: &str, account: AccountId) -> Result<String, ApiError> {
+        if !url.contains('{') {
+            return Ok(url.to_owned());
+        }
+        if !self.captures.contains_key(&account) {
+            let row = self.state.store.account(self.org, account).await?;
+            self.captures.insert(account, row.map(|row| row.captures).unwrap_or_default());
+        }
+        Ok(fill(url, &self.captures[&account]))
+    }
+}
+
+fn fill(url: &str, captures: &Captures) -> String {
+    captures.iter().fold(url.to_owned(), |url, (name, value)| url.replace(&format!("{{{name}}}"), value))
+}
+
+pub(super) fn kind_of(credential: &StaticCredential) -> &'static str {
+    match credential {
+        StaticCredential::Bearer(_) => "bearer",
+        StaticCredential::Basic { .. } => "basic",
+        StaticCredential::Headers(_) => "headers",
+        StaticCredential::Query { .. } => "query",
+        StaticCredential::None => "none",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_filled_with_the_accounts_values() {
+        let captures = Captures::from([("realm".to_owned(), "12".to_owned())]);
+        assert_eq!(fill("https://api.example.com/{realm}/x", &captures), "https://api.example.com/12/x");
+    }
+}
