@@ -68,7 +68,8 @@ impl Api {
         while items.len() < most {
             let limit = (most - items.len()).min(200).to_string();
             let mut query = query.to_vec();
-            query.push(("limit", &limit));
+            // Lists that are never cut take no limit, and nobody bounds those.
+            query.extend((most != usize::MAX).then_some(("limit", limit.as_str())));
             query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
             let mut page = self.get(path, &query).await?;
             let Some(Value::Array(found)) = page.get_mut("items").map(Value::take) else {
@@ -223,9 +224,9 @@ mod tests {
         let items = api.list(&["accounts"], &[("status", "connected")], usize::MAX).await.unwrap();
         assert_eq!(items.len(), 3);
         let asked = asked.await.unwrap();
-        assert!(asked[0].starts_with("GET /api/organizations/default/accounts?status=connected&limit=200 HTTP/1.1"));
+        assert!(asked[0].starts_with("GET /api/organizations/default/accounts?status=connected HTTP/1.1"));
         assert!(asked[0].contains("authorization: Bearer kwa_x\r\n"), "{}", asked[0]);
-        assert!(asked[1].contains("&limit=200&cursor=b "), "{}", asked[1]);
+        assert!(asked[1].contains("?status=connected&cursor=b "), "{}", asked[1]);
     }
 
     #[tokio::test]
