@@ -7,6 +7,7 @@ pub mod audit;
 pub mod catalog;
 pub mod clock;
 pub mod config;
+pub mod dashboard;
 pub mod ids;
 pub mod net;
 pub mod oauth;

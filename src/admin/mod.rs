@@ -3,6 +3,7 @@
 
 pub mod auth;
 pub mod error;
+pub mod flow;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
