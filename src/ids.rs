@@ -157,6 +157,7 @@ id!(/** One attempt to connect an account. */ FlowId, "flow_");
 id!(/** One request of an agent. */ RequestId, "req_");
 id!(/** One audit record. */ AuditId, "aud_");
 id!(/** One queued job. */ JobId, "job_");
+id!(/** A refresh token that is not the current one. */ CandidateId, "cnd_");
 id!(/** One running process, as the owner of leases. */ InstanceId, "ins_");
 
 impl RequestId {

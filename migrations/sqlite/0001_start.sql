@@ -68,7 +68,17 @@ create table accounts (
     check (removed_at is null or (access_token is null and refresh_token is null))
 );
 create unique index accounts_by_identity on accounts (organization, provider, subject) where removed_at is null;
+create index accounts_by_unresolved on accounts (refresh_started_at) where refresh_started_at is not null;
 create index accounts_by_organization on accounts (organization, id) where removed_at is null;
+
+-- Refresh tokens that were received and lost the race to be stored; tried before an account is given up.
+create table token_candidates (
+    id text primary key not null,
+    account text not null references accounts (id),
+    token blob not null,
+    received_at bigint not null
+);
+create index token_candidates_by_account on token_candidates (account, id);
 
 create table targets (
     id text primary key not null,

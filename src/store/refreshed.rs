@@ -56,7 +56,8 @@ impl Store {
             "update accounts set access_token = $3, refresh_token = coalesce($4, refresh_token), \
              access_expires_at = $5, access_ttl_ms = $6, refresh_expires_at = coalesce($7, refresh_expires_at), \
              scopes = coalesce($8, scopes), status = 'connected', reason = null, validity = 'valid', \
-             checked_at = $9, updated_at = $9, generation = generation + 1 \
+             checked_at = $9, updated_at = $9, generation = generation + 1, \
+             lease_owner = null, lease_until = null, refresh_started_at = null \
              where id = $1 and generation = $2 and removed_at is null",
             id,
             generation,
