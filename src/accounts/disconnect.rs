@@ -1,12 +1,28 @@
 //! The end of an account: gone here at once, revoked at the provider by a stored job that is retried until done.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::audit::Actor;
-use crate::ids::{AccountId, OrgId};
-use crate::store::TargetRef;
+use futures_util::future::join_all;
+use serde_json::json;
+
+use crate::audit::{Actor, Record};
+use crate::catalog::Provider;
+use crate::ids::{AccountId, JobId, OrgId};
+use crate::oauth;
+use crate::store::{self, AccountTokens, AuditRow, Disconnected, RevocationRow, Status, TargetRef};
+use crate::vault::{Place, Sealed};
 
 use super::Accounts;
+
+/// Jobs of one round.
+const ROUND: u32 = 20;
+/// How long a claimed job is left alone: longer than a call takes.
+const CLAIM: Duration = Duration::from_secs(2 * 60);
+/// How often the loop looks by itself, for retries and for jobs of other instances.
+const PAUSE: Duration = Duration::from_secs(30);
+/// Tries until a job is given up, about a day after the first.
+const TRIES: i64 = 10;
 
 /// Why an account was not disconnected.
 #[derive(Debug, thiserror::Error)]
@@ -25,24 +41,147 @@ pub enum DisconnectError {
     Internal(#[from] anyhow::Error),
 }
 
+impl From<store::Error> for DisconnectError {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::NotFound => Self::NotFound,
+            error => Self::Internal(error.into()),
+        }
+    }
+}
+
+/// What happens at the provider when an account goes.
+enum AtProvider {
+    /// This is sent there.
+    Revoke(JobId, &'static str, Sealed),
+    /// Nothing: somebody else's account hangs on the same grant.
+    Shared,
+    /// Nothing: there is no token that could be sent.
+    Nothing,
+}
+
 impl Accounts {
     /// Erases tokens, targets and grants in one transaction, reloads the policy, and queues the revocation.
+    ///
+    /// Runs as a task of its own: once the rows are gone, the policy in memory must follow, whoever hangs up.
     ///
     /// # Errors
     /// [`DisconnectError`].
     pub async fn disconnect(
         self: &Arc<Self>,
-        _org: OrgId,
-        _id: AccountId,
-        _confirm: bool,
-        _actor: Actor,
+        org: OrgId,
+        id: AccountId,
+        confirm: bool,
+        actor: Actor,
     ) -> Result<Vec<TargetRef>, DisconnectError> {
-        todo!()
+        let accounts = Arc::clone(self);
+        let task = self.parts.shutdown.spawn(async move { accounts.disconnect_task(org, id, confirm, &actor).await });
+        task.await.map_err(|_| anyhow::anyhow!("disconnecting an account broke off"))?
+    }
+
+    async fn disconnect_task(
+        &self,
+        org: OrgId,
+        id: AccountId,
+        confirm: bool,
+        actor: &Actor,
+    ) -> Result<Vec<TargetRef>, DisconnectError> {
+        let row = self.parts.store.tokens(id).await?;
+        let row = row.filter(|row| row.account.organization == org).ok_or(DisconnectError::NotFound)?;
+        let at_provider = self.at_provider(&row).await?;
+        let (word, queued) = match at_provider {
+            AtProvider::Revoke(job, kind, token) => ("queued", vec![(job, kind, token)]),
+            AtProvider::Shared => ("shared_grant", Vec::new()),
+            AtProvider::Nothing => ("none", Vec::new()),
+        };
+        let now = self.parts.clock.now();
+        let record = Record::new(now, org, actor, "account.disconnected")
+            .account(id)
+            .detail(json!({"reason": "requested", "provider": row.account.provider, "revocation": word}));
+        let done = self.parts.store.disconnect(org, id, confirm, &queued, now, &record.into_row()).await?;
+        let targets = match done {
+            Disconnected::Done(targets) => targets,
+            Disconnected::NeedsConfirmation { grants } => return Err(DisconnectError::NeedsConfirmation { grants }),
+        };
+        let provider = &row.account.provider;
+        tracing::info!(account.id = %id, provider, revocation = word, "an account is disconnected");
+        self.revocations.notify_one();
+        let reloaded = self.parts.access.reload().await;
+        self.cache.forget(id);
+        reloaded?;
+        Ok(targets)
+    }
+
+    /// What to revoke: the refresh token, which takes the access tokens with it (RFC 7009 §2.1); else the access token.
+    async fn at_provider(&self, row: &AccountTokens) -> store::Result<AtProvider> {
+        let account = &row.account;
+        if let Some(provider) = self.parts.catalog.provider(&account.provider)
+            && self.shares_grant(provider, &account.subject, Some(account.id)).await?
+        {
+            return Ok(AtProvider::Shared);
+        }
+        let refresh = self.opened(row, "refresh_token").map(|token| ("refresh_token", token));
+        let found = refresh.or_else(|| Some(("access_token", self.opened(row, "access_token")?)));
+        Ok(found.map_or(AtProvider::Nothing, |(kind, token)| {
+            let job = JobId::new();
+            let sealed = self.parts.vault.seal(token_place(&job.to_string()), token.expose().as_bytes());
+            AtProvider::Revoke(job, kind, sealed)
+        }))
+    }
+
+    /// Whether another account that works hangs on the same grant at the provider: the same person through the same
+    /// client, in another organization or for another product. Many providers (Google among them) keep one grant for a
+    /// person and a client, and revoking any of its tokens ends all of them.
+    pub(super) async fn shares_grant(
+        &self,
+        provider: &Provider,
+        subject: &str,
+        except: Option<AccountId>,
+    ) -> store::Result<bool> {
+        if provider.oauth.revoke_url.is_none() {
+            return Ok(false);
+        }
+        let client = provider.client.as_ref().map(|client| &client.id);
+        let siblings: Vec<_> = self
+            .parts
+            .catalog
+            .iter()
+            .filter(|other| other.oauth.revoke_url == provider.oauth.revoke_url)
+            .filter(|other| other.client.as_ref().map(|client| &client.id) == client)
+            .map(|other| other.id.as_str())
+            .collect();
+        for organization in self.parts.store.organizations().await? {
+            for sibling in &siblings {
+                let found = self.parts.store.account_by_subject(organization.id, sibling, subject).await?;
+                if found.is_some_and(|a| Some(a.id) != except && a.status != Status::Disconnected) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// The loop that works off revocations; ends when stopping begins.
     pub async fn run_revocations(self: Arc<Self>) {
-        todo!()
+        let stopping = self.parts.shutdown.clone();
+        loop {
+            // A round that is broken off costs nothing: its jobs come up again, and revoking twice is revoking.
+            let tried = tokio::select! {
+                biased;
+                () = stopping.stopping() => return,
+                tried = self.step_revocations() => tried,
+            };
+            match tried {
+                Ok(tried) if tried >= ROUND as usize => continue,
+                Ok(_) => {}
+                Err(cause) => tracing::error!(%cause, "revocations can't be worked off"),
+            }
+            tokio::select! {
+                () = stopping.stopping() => return,
+                () = self.revocations.notified() => {}
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+        }
     }
 
     /// One round of it: claims due jobs, tries each once. Answers how many were tried.
@@ -50,6 +189,93 @@ impl Accounts {
     /// # Errors
     /// When the store fails.
     pub async fn step_revocations(&self) -> anyhow::Result<usize> {
-        todo!()
+        let now = self.parts.clock.now();
+        let jobs = self.parts.store.claim_revocations(ROUND, now, now.after(CLAIM)).await?;
+        for worked in join_all(jobs.iter().map(|job| self.work(job))).await {
+            worked?;
+        }
+        Ok(jobs.len())
+    }
+
+    async fn work(&self, job: &RevocationRow) -> store::Result<()> {
+        let store = &self.parts.store;
+        let finished = match self.try_revoking(job).await {
+            Ok(true) => self.outcome(job, "ok", None),
+            Ok(false) => self.outcome(job, "not_supported", None),
+            Err(failure) if job.attempts + 1 >= TRIES => self.outcome(job, "gave_up", Some(&failure.code)),
+            Err(failure) => {
+                let code = &failure.code;
+                tracing::warn!(account.id = %job.account, provider = job.provider, code, "a revocation failed");
+                let pause = backoff(job.attempts).max(failure.retry_after.unwrap_or_default());
+                let detail = json!({"provider": job.provider, "code": code});
+                let first = (job.attempts == 0).then(|| self.job_record(job, "account.revoke_failed", detail));
+                let next = self.parts.clock.now().after(pause);
+                return store.postpone_revocation(job.id, next, first.as_ref()).await;
+            }
+        };
+        store.finish_revocation(job.id, &finished).await
+    }
+
+    async fn try_revoking(&self, job: &RevocationRow) -> Result<bool, Failure> {
+        let provider = self.parts.catalog.provider(&job.provider).ok_or_else(|| Failure::of("unknown_provider"))?;
+        let token = self.parts.vault.open_text(token_place(&job.id.to_string()), &job.token).map_err(|cause| {
+            tracing::error!(account.id = %job.account, %cause, "a token to revoke does not open");
+            Failure::of("sealed")
+        })?;
+        let revoked = self.parts.oauth.revoke(provider, &job.captures, &token, &job.token_kind).await;
+        revoked.map_err(|error| match error {
+            oauth::Error::Transient { retry_after, .. } => {
+                Failure { retry_after, ..Failure::of("provider_unavailable") }
+            }
+            oauth::Error::Rejected { code, .. } | oauth::Error::Misconfigured { code } => {
+                Failure { code, retry_after: None }
+            }
+        })
+    }
+
+    fn outcome(&self, job: &RevocationRow, outcome: &str, code: Option<&str>) -> AuditRow {
+        let detail = json!({"provider": job.provider, "outcome": outcome, "tries": job.attempts + 1, "code": code});
+        self.job_record(job, "account.revoked_at_provider", detail)
+    }
+
+    fn job_record(&self, job: &RevocationRow, action: &'static str, detail: serde_json::Value) -> AuditRow {
+        Record::new(self.parts.clock.now(), job.organization, &Actor::System, action)
+            .account(job.account)
+            .detail(detail)
+            .into_row()
+    }
+}
+
+/// A try that failed.
+struct Failure {
+    code: String,
+    retry_after: Option<Duration>,
+}
+
+impl Failure {
+    fn of(code: &str) -> Self {
+        Self { code: code.to_owned(), retry_after: None }
+    }
+}
+
+const fn token_place(job: &str) -> Place<'_> {
+    Place { table: "revocations", row: job, column: "token" }
+}
+
+/// 1, 3, 9 … minutes, 6 hours at most.
+fn backoff(attempts: i64) -> Duration {
+    let steps = u32::try_from(attempts.clamp(0, 6)).unwrap_or(6);
+    Duration::from_secs(60 * 3u64.pow(steps)).min(Duration::from_secs(6 * 60 * 60))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_six_hours() {
+        let minutes: Vec<_> = (0..TRIES).map(|attempts| backoff(attempts).as_secs() / 60).collect();
+        assert_eq!(minutes, [1, 3, 9, 27, 81, 243, 360, 360, 360, 360]);
+        assert_eq!(backoff(-1), backoff(0));
     }
 }

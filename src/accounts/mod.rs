@@ -6,7 +6,10 @@
 mod cache;
 mod connect;
 mod disconnect;
+mod finish;
+mod managed;
 mod refresh;
+mod scopes;
 mod token;
 mod validate;
 mod view;
@@ -62,12 +65,19 @@ pub struct Accounts {
     parts: Parts,
     cache: cache::Cache,
     flights: refresh::Flights,
+    /// Wakes the loop that works off revocations.
+    revocations: tokio::sync::Notify,
 }
 
 impl Accounts {
     /// A service over these parts.
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
-        Arc::new(Self { parts, cache: cache::Cache::default(), flights: refresh::Flights::default() })
+        Arc::new(Self {
+            parts,
+            cache: cache::Cache::default(),
+            flights: refresh::Flights::default(),
+            revocations: tokio::sync::Notify::new(),
+        })
     }
 }

@@ -4,11 +4,18 @@
 
 mod answer;
 mod authorize;
+mod identity;
+mod refusal;
+mod strict;
+#[cfg(test)]
+mod testing;
 mod token;
 
 pub use answer::{Extras, Tokens};
 pub use authorize::{Authorization, AuthorizeRequest, Verifier};
-pub use token::{Identity, OAuthClient};
+pub use identity::Identity;
+pub(crate) use refusal::shown_code;
+pub use token::OAuthClient;
 
 use std::time::Duration;
 
