@@ -75,7 +75,7 @@ create index accounts_by_organization on accounts (organization, id) where remov
 -- Refresh tokens that were received and lost the race to be stored; tried before an account is given up.
 create table token_candidates (
     id text collate "C" primary key not null,
-    account text not null references accounts (id),
+    account text collate "C" not null references accounts (id),
     token bytea not null,
     received_at bigint not null
 );

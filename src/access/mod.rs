@@ -55,8 +55,15 @@ impl Access {
             .sync_system_targets(&slugs, clock.now())
             .await
             .context("a [targets] entry of gateway.toml can't be used: an organization has a target of that name")?;
-        let access =
-            Self { store, vault, clock, compiler, system, policy: ArcSwap::default(), reload: tokio::sync::Mutex::default() };
+        let access = Self {
+            store,
+            vault,
+            clock,
+            compiler,
+            system,
+            policy: ArcSwap::default(),
+            reload: tokio::sync::Mutex::default(),
+        };
         access.reload().await?;
         Ok(Arc::new(access))
     }

@@ -75,8 +75,6 @@ pub(super) struct Trouble {
     pub(super) failures: u32,
     /// Why the last one failed.
     pub(super) reason: Option<Reason>,
-    /// A call since the last success may have had its effect unseen.
-    pub(super) maybe_rotated: bool,
     /// The generation that a doubt brought, and until when it is not doubted itself.
     trusted: Option<(i64, Duration)>,
 }
@@ -120,11 +118,10 @@ impl Slot {
     }
 
     /// Notes a failure: no further try before `until`.
-    pub(super) fn failed(&self, reason: Reason, maybe_rotated: bool, until: Duration) {
+    pub(super) fn failed(&self, reason: Reason, until: Duration) {
         let mut trouble = self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         trouble.failures = trouble.failures.saturating_add(1);
         trouble.reason = Some(reason);
-        trouble.maybe_rotated |= maybe_rotated;
         self.retry_at.store(millis(until), Ordering::Relaxed);
     }
 
@@ -204,11 +201,10 @@ mod tests {
     fn failures_hold_tries_back_until_a_success() {
         let slot = Slot::default();
         assert!(slot.may_try(Duration::ZERO));
-        slot.failed(Reason::ProviderUnavailable, true, Duration::from_secs(2));
+        slot.failed(Reason::ProviderUnavailable, Duration::from_secs(2));
         assert!(!slot.may_try(Duration::from_secs(1)));
         assert_eq!(slot.wait(Duration::from_secs(1)), Duration::from_secs(1));
         assert!(slot.may_try(Duration::from_secs(2)));
-        assert!(slot.trouble().maybe_rotated);
         slot.recovered();
         assert!(slot.may_try(Duration::ZERO) && slot.trouble().failures == 0);
     }

@@ -7,7 +7,10 @@ mod cache;
 mod connect;
 mod disconnect;
 mod finish;
+mod flight;
 mod managed;
+mod outcome;
+mod publish;
 mod refresh;
 mod scopes;
 mod token;
@@ -28,6 +31,7 @@ use crate::audit::Audit;
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::config::Refresh;
+use crate::ids::InstanceId;
 use crate::oauth::OAuthClient;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
@@ -52,6 +56,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Wall time.
     pub clock: Clock,
+    /// This process, as the owner of leases.
+    pub instance: InstanceId,
     /// Where tasks run.
     pub shutdown: Shutdown,
     /// `[refresh]`.
@@ -64,7 +70,7 @@ pub struct Parts {
 pub struct Accounts {
     parts: Parts,
     cache: cache::Cache,
-    flights: refresh::Flights,
+    flights: flight::Flights,
     /// Wakes the loop that works off revocations.
     revocations: tokio::sync::Notify,
 }
@@ -76,7 +82,7 @@ impl Accounts {
         Arc::new(Self {
             parts,
             cache: cache::Cache::default(),
-            flights: refresh::Flights::default(),
+            flights: flight::Flights::default(),
             revocations: tokio::sync::Notify::new(),
         })
     }

@@ -12,7 +12,7 @@ use crate::ids::AccountId;
 use crate::store::Reason;
 
 use super::cache::{Held, Slot};
-use super::refresh::Why;
+use super::flight::Why;
 use super::{Accounts, Bearer};
 
 /// Why there is no token.

@@ -10,7 +10,7 @@ use crate::ids::{AccountId, OrgId};
 use crate::oauth;
 use crate::store::{AccountRow, AccountTokens, Status, Validity};
 
-use super::refresh::Why;
+use super::flight::Why;
 use super::{Accounts, TokenError};
 
 /// What a check saw.
@@ -59,7 +59,7 @@ impl Accounts {
     ) -> Result<Validation, RefreshError> {
         let account = self.parts.store.account(org, id).await?.ok_or(RefreshError::NotFound)?;
         let seen = match self.living(id, Why::Dead).await {
-            Ok(row) => self.ask(&row).await,
+            Ok(row) => self.seen(&row).await,
             Err(TokenError::Gone) => return Err(RefreshError::NotFound),
             Err(TokenError::Disconnected { .. }) => Some(Validity::Invalid),
             Err(TokenError::Unavailable { .. }) => None,
@@ -68,7 +68,7 @@ impl Accounts {
         let seen = match seen {
             Some(Validity::Invalid) if account.status != Status::Disconnected => {
                 match self.living(id, Why::Doubted(account.generation)).await {
-                    Ok(row) if row.account.generation > account.generation => self.ask(&row).await,
+                    Ok(row) if row.account.generation > account.generation => self.seen(&row).await,
                     Ok(_) | Err(TokenError::Unavailable { .. }) => None,
                     Err(TokenError::Gone) => return Err(RefreshError::NotFound),
                     Err(TokenError::Disconnected { .. }) => Some(Validity::Invalid),
@@ -121,7 +121,7 @@ impl Accounts {
     }
 
     /// What the provider says of the row's token; `None`: nothing that tells.
-    async fn ask(&self, row: &AccountTokens) -> Option<Validity> {
+    async fn seen(&self, row: &AccountTokens) -> Option<Validity> {
         let provider = self.parts.catalog.provider(&row.account.provider)?;
         let token = self.opened(row, "access_token")?;
         // Without an identity endpoint there is nobody to ask; a token that lives is all that can be said.

@@ -197,7 +197,9 @@ async fn consent(authorization_url: &str, person: &str) -> anyhow::Result<Url> {
     let mut form = url::form_urlencoded::Serializer::new(String::new());
     for (name, value) in url.query_pairs() {
         if name == "scope" {
-            value.split(' ').for_each(|scope| drop(form.append_pair("granted", scope)));
+            for scope in value.split(' ') {
+                form.append_pair("granted", scope);
+            }
         }
         form.append_pair(&name, &value);
     }
@@ -207,8 +209,7 @@ async fn consent(authorization_url: &str, person: &str) -> anyhow::Result<Url> {
         .body(Bytes::from(form.finish()))?;
     let guard = Arc::new(Guard::new(vec!["127.0.0.0/8".parse()?, "::1/128".parse()?]));
     let client = net::Client::new(guard, net::client_config(None)?);
-    let limits =
-        ClientLimits { connect: Duration::from_secs(5), total: Duration::from_secs(10), body: 64 * 1024 };
+    let limits = ClientLimits { connect: Duration::from_secs(5), total: Duration::from_secs(10), body: 64 * 1024 };
     let answer = client.call(request, &limits).await?;
     if answer.status() != StatusCode::SEE_OTHER {
         bail!("the sandbox's consent page answered {}", answer.status());

@@ -25,6 +25,7 @@ use crate::admin::AdminParts;
 use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::ids::InstanceId;
 use crate::net::{self, Guard, Listener};
 use crate::oauth::OAuthClient;
 use crate::proxy;
@@ -68,8 +69,14 @@ impl App {
         let guard = Arc::new(Guard::new(config.egress.allow.clone()));
         let metrics = Arc::new(Metrics::default());
         let (audit, writer) = Audit::new(store.clone(), clock.clone(), Arc::clone(&metrics), &config.audit);
-        let access =
-            Access::open(store.clone(), Arc::clone(&vault), &catalog, clock.clone(), std::mem::take(&mut config.targets)).await?;
+        let access = Access::open(
+            store.clone(),
+            Arc::clone(&vault),
+            &catalog,
+            clock.clone(),
+            std::mem::take(&mut config.targets),
+        )
+        .await?;
 
         let workers = listeners::bind_workers(config.proxy.listen, config.proxy.workers)?;
         let proxy_address = workers[0].address()?;
@@ -89,6 +96,7 @@ impl App {
             access: Arc::clone(&access),
             metrics: Arc::clone(&metrics),
             clock: clock.clone(),
+            instance: InstanceId::new(),
             shutdown: shutdown.clone(),
             config: config.refresh.clone(),
             public_url: admin_url.clone(),

@@ -31,6 +31,7 @@ pub(super) fn provider() -> Provider {
             client_auth: ClientAuth::Post,
             pkce: Pkce::S256,
             scopes: Vec::new(),
+            scope_param: "scope".to_owned(),
             scope_separator: " ".into(),
             authorize_params: BTreeMap::new(),
             rotation: Rotation::Optional,

@@ -73,7 +73,18 @@ async fn reconnecting_in_place_keeps_ids_slugs_and_grants() {
         f.granted(&key, calendar).await;
         let (gone, why) = (Status::Disconnected, Some(Reason::RefreshRejected));
         let note = record(Some(f.org), "account.disconnected");
-        assert!(f.store.set_status(before.id, 1, StatusChange { status: gone, reason: why, validity: Validity::Invalid }, at(7), &note).await.unwrap());
+        assert!(
+            f.store
+                .set_status(
+                    before.id,
+                    1,
+                    StatusChange { status: gone, reason: why, validity: Validity::Invalid },
+                    at(7),
+                    &note
+                )
+                .await
+                .unwrap()
+        );
 
         let mut again = account(f.org, "ada");
         again.id = before.id;
@@ -109,7 +120,16 @@ async fn accounts_are_listed_by_organization_provider_and_status() {
         }
         let note = record(Some(f.org), "account.degraded");
         let why = Some(Reason::ProviderUnavailable);
-        f.store.set_status(made[1].id, 1, StatusChange { status: Status::Degraded, reason: why, validity: Validity::Valid }, at(7), &note).await.unwrap();
+        f.store
+            .set_status(
+                made[1].id,
+                1,
+                StatusChange { status: Status::Degraded, reason: why, validity: Validity::Valid },
+                at(7),
+                &note,
+            )
+            .await
+            .unwrap();
 
         let listed = async |filter: AccountFilter, page: Page| {
             let listed = f.store.accounts(f.org, &filter, &page).await.unwrap();
@@ -172,7 +192,16 @@ async fn saved_tokens_heal_the_account_and_keep_what_is_not_new() {
         let account = f.saved_account("ada").await;
         let why = Some(Reason::ProviderUnavailable);
         let note = record(Some(f.org), "account.degraded");
-        f.store.set_status(account.id, 1, StatusChange { status: Status::Degraded, reason: why, validity: Validity::Unknown }, at(7), &note).await.unwrap();
+        f.store
+            .set_status(
+                account.id,
+                1,
+                StatusChange { status: Status::Degraded, reason: why, validity: Validity::Unknown },
+                at(7),
+                &note,
+            )
+            .await
+            .unwrap();
         let new = NewTokens { refresh: None, ..tokens("second") };
         assert!(f.store.save_tokens(account.id, 1, &new, at(30), None).await.unwrap());
         assert!(!f.store.save_tokens(account.id, 1, &new, at(31), None).await.unwrap());
@@ -191,7 +220,10 @@ async fn a_status_changes_once_and_only_in_its_generation() {
         let id = f.saved_account("ada").await.id;
         let set = async |generation, status, reason| {
             let note = record(Some(f.org), "account.status");
-            f.store.set_status(id, generation, StatusChange { status, reason, validity: Validity::Invalid }, at(7), &note).await.unwrap()
+            f.store
+                .set_status(id, generation, StatusChange { status, reason, validity: Validity::Invalid }, at(7), &note)
+                .await
+                .unwrap()
         };
         assert!(!set(1, Status::Connected, None).await);
         assert!(!set(2, Status::Disconnected, Some(Reason::RefreshRejected)).await);
@@ -222,7 +254,16 @@ async fn of_many_who_see_an_account_end_one_says_so() {
                 let (store, note) = (f.store.clone(), record(Some(f.org), "account.disconnected"));
                 let (status, why) = (Status::Disconnected, Some(Reason::RefreshRejected));
                 tokio::spawn(async move {
-                    store.set_status(id, 1, StatusChange { status, reason: why, validity: Validity::Invalid }, at(7), &note).await.unwrap()
+                    store
+                        .set_status(
+                            id,
+                            1,
+                            StatusChange { status, reason: why, validity: Validity::Invalid },
+                            at(7),
+                            &note,
+                        )
+                        .await
+                        .unwrap()
                 })
             })
             .collect();
@@ -271,7 +312,16 @@ async fn disconnecting_asks_first_and_then_takes_everything() {
             assert!(!f.store.save_tokens(account.id, generation, &tokens("late"), at(41), None).await.unwrap());
             let (status, validity) = (Status::Connected, Validity::Valid);
             assert!(
-                !f.store.set_status(account.id, generation, status, None, validity, at(41), &note()).await.unwrap()
+                !f.store
+                    .set_status(
+                        account.id,
+                        generation,
+                        StatusChange { status, reason: None, validity },
+                        at(41),
+                        &note()
+                    )
+                    .await
+                    .unwrap()
             );
         }
         f.store.set_validity(account.id, Validity::Valid, at(41)).await.unwrap();
