@@ -1,0 +1,1 @@
+//! The admin API: every route, every code, the shape of every answer.

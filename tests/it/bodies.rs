@@ -1,0 +1,1 @@
+//! Bodies both ways: streamed, binary-safe, cut where the other side was cut.

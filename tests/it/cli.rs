@@ -1,0 +1,1 @@
+//! The binary: exit codes, configuration, the command line through the admin API.

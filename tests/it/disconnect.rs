@@ -1,0 +1,1 @@
+//! Disconnecting, validating, reconnecting.

@@ -1,0 +1,1 @@
+//! Stopping with requests in flight.

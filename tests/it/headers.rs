@@ -1,0 +1,1 @@
+//! Header hygiene, both ways.

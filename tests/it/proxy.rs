@@ -1,0 +1,1 @@
+//! The proxy pass: who may, where to, what the upstream sees.

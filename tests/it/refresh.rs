@@ -1,0 +1,1 @@
+//! Token life: margin, single flight, backoff, recovery.

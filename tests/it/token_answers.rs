@@ -1,0 +1,1 @@
+//! Each answer of a token endpoint, and what becomes of the account.
