@@ -10,6 +10,7 @@ pub mod config;
 pub mod ids;
 pub mod net;
 pub mod oauth;
+pub mod proxy;
 pub mod secret;
 pub mod shutdown;
 pub mod store;
