@@ -38,6 +38,9 @@ const LINGER: Duration = Duration::from_secs(2);
 /// What hyper may hold of one connection at least: body parts are read and written in pieces of up to this.
 const BUFFER: usize = 64 * 1024;
 
+/// Header lines that hyper has room for on its stack; another number costs it a little work for each head.
+const HEADERS: usize = 100;
+
 /// A bound socket.
 pub struct Listener(std::net::TcpListener);
 
@@ -176,10 +179,10 @@ struct House {
 impl House {
     fn new(limits: &ServeLimits) -> Rc<Self> {
         let mut http = http1::Builder::new();
-        http.header_read_timeout(None)
-            .max_headers(limits.headers)
-            .max_header_size(limits.head_bytes)
-            .max_buf_size(limits.head_bytes.max(BUFFER));
+        http.header_read_timeout(None).max_header_size(limits.head_bytes).max_buf_size(limits.head_bytes.max(BUFFER));
+        if limits.headers != HEADERS {
+            http.max_headers(limits.headers);
+        }
         Rc::new(Self {
             stop: Cell::new(Stop::Not),
             live: Cell::new(0),

@@ -20,7 +20,7 @@ enum Kind {
 
 impl ReplyBody {
     pub(super) fn upstream(incoming: Incoming, lease: Lease, receipt: Receipt) -> Self {
-        Self(Kind::Upstream(Streamed { incoming, lease: Some(lease), receipt, bytes: 0, sent: 0, whole: false }))
+        Self(Kind::Upstream(Streamed { relay: Relay::new(incoming, lease), receipt }))
     }
 
     /// Of Keyward's own making; without a receipt for answers that are nobody's business, such as health checks.
@@ -33,17 +33,38 @@ impl ReplyBody {
     }
 }
 
-/// Streams an upstream's body.
+/// An upstream's body and the receipt that waits for its end.
 struct Streamed {
+    relay: Relay,
+    receipt: Receipt,
+}
+
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        self.relay.close();
+        self.receipt.sent(self.relay.sent);
+        self.receipt.received(self.relay.received);
+        if self.relay.whole {
+            self.receipt.finished();
+        }
+    }
+}
+
+/// An upstream's body and the connection that it comes over.
+pub(super) struct Relay {
     incoming: Incoming,
     lease: Option<Lease>,
-    receipt: Receipt,
-    bytes: u64,
+    received: u64,
     sent: u64,
     whole: bool,
 }
 
-impl Streamed {
+impl Relay {
+    pub(super) fn new(incoming: Incoming, lease: Lease) -> Self {
+        Self { incoming, lease: Some(lease), received: 0, sent: 0, whole: false }
+    }
+
+    /// The last byte has been handed over: the connection may serve again.
     fn end(&mut self) {
         self.whole = true;
         if let Some(lease) = self.lease.take() {
@@ -52,49 +73,59 @@ impl Streamed {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        match frame.map(|frame| frame.map(Frame::into_data)) {
-            Some(Ok(Ok(data))) => {
-                self.bytes += data.len() as u64;
-                if self.incoming.is_end_stream() {
-                    self.end();
-                } else if let Some(lease) = &self.lease {
-                    lease.progress();
-                }
-                Poll::Ready(Some(Ok(Frame::data(data))))
-            }
-            // Trailers end here: there is no saying what they would mean to the other side.
-            Some(Ok(Err(_))) | None => {
-                self.end();
-                Poll::Ready(None)
-            }
-            Some(Err(error)) => {
-                self.cut();
-                Poll::Ready(Some(Err(error)))
-            }
+    /// Nothing more will be asked for.
+    fn close(&mut self) {
+        // Bodies without a byte are never polled.
+        if !self.whole && self.received == 0 && self.lease.is_some() && self.incoming.is_end_stream() {
+            self.end();
         }
-    }
-
-    fn cut(&mut self) {
         if let Some(lease) = self.lease.take() {
             self.sent = lease.sent();
         }
     }
 }
 
-impl Drop for Streamed {
+impl Drop for Relay {
     fn drop(&mut self) {
-        // Bodies without a byte are never polled.
-        if !self.whole && self.bytes == 0 && self.incoming.is_end_stream() {
-            self.end();
+        self.close();
+    }
+}
+
+impl Body for Relay {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.incoming).poll_frame(cx));
+        match frame.map(|frame| frame.map(Frame::into_data)) {
+            Some(Ok(Ok(data))) => {
+                this.received += data.len() as u64;
+                if this.incoming.is_end_stream() {
+                    this.end();
+                } else if let Some(lease) = &this.lease {
+                    lease.progress();
+                }
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            // Trailers end here: there is no saying what they would mean to the other side.
+            Some(Ok(Err(_))) | None => {
+                this.end();
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => {
+                this.close();
+                Poll::Ready(Some(Err(error)))
+            }
         }
-        self.cut();
-        self.receipt.sent(self.sent);
-        self.receipt.received(self.bytes);
-        if self.whole {
-            self.receipt.finished();
-        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.whole || self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
     }
 }
 
@@ -120,21 +151,21 @@ impl Body for ReplyBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match &mut self.get_mut().0 {
-            Kind::Upstream(streamed) => streamed.poll(cx),
+            Kind::Upstream(streamed) => Pin::new(&mut streamed.relay).poll_frame(cx),
             Kind::Fixed(fixed) => Poll::Ready(fixed.bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Upstream(streamed) => streamed.whole || streamed.incoming.is_end_stream(),
+            Kind::Upstream(streamed) => streamed.relay.is_end_stream(),
             Kind::Fixed(fixed) => fixed.bytes.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Kind::Upstream(streamed) => streamed.incoming.size_hint(),
+            Kind::Upstream(streamed) => streamed.relay.size_hint(),
             Kind::Fixed(fixed) => SizeHint::with_exact(fixed.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
         }
     }

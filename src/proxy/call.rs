@@ -190,7 +190,8 @@ mod tests {
     #[test]
     fn urls_that_are_not_plain_paths_are_refused() {
         let long = format!("/proxy/crm/{}", "a".repeat(9000));
-        let table: &[(&str, Option<fn(&Refusal) -> bool>)] = &[
+        type Expected = fn(&Refusal) -> bool;
+        let table: &[(&str, Option<Expected>)] = &[
             ("/proxy/crm/a?b=../c", None),
             ("http://example.com/proxy/crm/a", Some(|refusal| matches!(refusal, Refusal::BadRequest(_)))),
             (&long, Some(|refusal| *refusal == Refusal::UriTooLong)),

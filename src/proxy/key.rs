@@ -6,13 +6,18 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
-use memchr::memmem::Finder;
 
 use super::{Refusal, path};
 use crate::secret::Secret;
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const API_KEY: HeaderName = HeaderName::from_static("api-key");
+
+const PREFIX: &[u8] = b"kw_";
+/// No key is longer.
+const LONGEST: usize = 128;
+/// What follows the prefix of a key is not shorter.
+const SHORTEST: usize = 40;
 
 /// A key as it was presented.
 pub(super) enum Key {
@@ -79,36 +84,45 @@ fn from_authorization(value: &HeaderValue) -> Option<Key> {
 /// # Errors
 /// [`Refusal::KeyInRequest`].
 pub(super) fn only_where_it_belongs(key: &[u8], uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
-    if key.is_empty() {
+    // Anything else is refused as invalid before it could go anywhere.
+    if !key.starts_with(PREFIX) || key.len() > LONGEST {
         return Ok(());
     }
-    let finder = Finder::new(key);
     let line = uri.path_and_query().map_or("", |line| line.as_str()).as_bytes();
-    let mut inside = finder.find(line).is_some();
-    if !inside && memchr::memchr(b'%', line).is_some() {
-        inside = finder.find(&path::lenient(line, false)).is_some();
-    }
-    for (name, value) in headers {
-        if inside {
-            break;
-        }
-        let carries = name.as_str().len() >= key.len() && {
-            let lower = key.to_ascii_lowercase();
-            memchr::memmem::find(name.as_str().as_bytes(), &lower).is_some()
-        };
-        let at_home = *name == AUTHORIZATION || *name == X_API_KEY || *name == API_KEY;
-        inside = carries || (!at_home && value.len() >= key.len() && finder.find(value.as_bytes()).is_some());
-    }
-    if inside { Err(Refusal::KeyInRequest) } else { Ok(()) }
+    let encoded = || memchr::memchr(b'%', line).is_some() && holds(&path::lenient(line, false), key);
+    let in_header = || {
+        headers.iter().any(|(name, value)| {
+            let at_home = *name == AUTHORIZATION || *name == X_API_KEY || *name == API_KEY;
+            (!at_home && holds(value.as_bytes(), key)) || names(name, key)
+        })
+    };
+    if holds(line, key) || encoded() || in_header() { Err(Refusal::KeyInRequest) } else { Ok(()) }
+}
+
+/// Whether `text` has `key` in it. Looks for the underscore of the prefix: nothing to set up, and rare in what is searched.
+fn holds(text: &[u8], key: &[u8]) -> bool {
+    text.len() >= key.len() && prefixes(text).any(|at| text[at..].starts_with(key))
+}
+
+/// Header names have lost their case.
+fn names(name: &HeaderName, key: &[u8]) -> bool {
+    let name = name.as_str().as_bytes();
+    name.len() >= key.len()
+        && prefixes(name).any(|at| name[at..].get(..key.len()).is_some_and(|part| part.eq_ignore_ascii_case(key)))
+}
+
+fn prefixes(text: &[u8]) -> impl Iterator<Item = usize> {
+    let starts = memchr::memchr_iter(b'_', text).filter_map(|at| at.checked_sub(PREFIX.len() - 1));
+    starts.filter(move |at| text[*at..].starts_with(PREFIX))
 }
 
 /// The path as it may be written down: not when something of a key's form is in it.
 pub(super) fn recordable(path: &str) -> &str {
     let holds_key = |text: &[u8]| {
-        memchr::memmem::find_iter(text, b"kw_").any(|at| {
-            let rest = &text[at + 3..];
+        prefixes(text).any(|at| {
+            let rest = &text[at + PREFIX.len()..];
             let body = rest.iter().take_while(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-            body.count() >= 40
+            body.count() >= SHORTEST
         })
     };
     let bytes = path.as_bytes();

@@ -14,6 +14,8 @@ mod path;
 mod refusal;
 mod upload;
 mod upstream;
+#[cfg(test)]
+mod wire_tests;
 
 pub use body::ReplyBody;
 
@@ -83,7 +85,8 @@ impl Gateway {
     /// A gateway with no connections yet.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Self {
-        let upstreams = Upstreams::new(&shared);
+        let (guard, tls) = (Arc::clone(&shared.guard), Arc::clone(&shared.tls));
+        let upstreams = Upstreams::new(guard, tls, &shared.limits, &shared.timeouts);
         Self { shared, upstreams }
     }
 

@@ -95,7 +95,7 @@ fn assemble(
 }
 
 /// The framing is ours: a length when it is known, chunks when not.
-fn frame(fields: &mut HeaderMap, method: &Method, body: &RequestBody) {
+pub(super) fn frame(fields: &mut HeaderMap, method: &Method, body: &RequestBody) {
     match body {
         RequestBody::Held(None) => {
             // Some servers answer 411 to these methods without a length (RFC 9110 §8.6).

@@ -25,11 +25,12 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
+use super::Refusal;
 use super::outbound::Outbound;
 use super::upload::{RequestBody, State, Upload};
-use super::{Refusal, Shared};
 use crate::access::Target;
 use crate::catalog::Base;
+use crate::config::{Limits, Timeouts};
 use crate::ids::TargetId;
 use crate::net::{Deadline, Guard, Moment, Ticker, Ticks};
 
@@ -103,20 +104,21 @@ pub(super) struct Reply {
 }
 
 impl Upstreams {
-    pub(super) fn new(shared: &Shared) -> Self {
+    pub(super) fn new(guard: Arc<Guard>, tls: Arc<rustls::ClientConfig>, limits: &Limits, timeouts: &Timeouts) -> Self {
         let mut http = Builder::new();
-        http.max_header_size(shared.limits.head).max_buf_size(shared.limits.head.max(BUFFER));
-        if shared.limits.headers > 100 {
-            http.max_headers(shared.limits.headers);
+        http.max_header_size(limits.head).max_buf_size(limits.head.max(BUFFER));
+        // hyper's own limit is 100, and the cheapest.
+        if limits.headers > 100 {
+            http.max_headers(limits.headers);
         }
         Self {
-            guard: Arc::clone(&shared.guard),
-            tls: TlsConnector::from(Arc::clone(&shared.tls)),
+            guard,
+            tls: TlsConnector::from(tls),
             http,
-            connect: shared.timeouts.connect,
-            handshake: shared.timeouts.handshake,
-            idle: Ticks::of(shared.timeouts.idle),
-            total: shared.timeouts.total.map(Ticks::of),
+            connect: timeouts.connect,
+            handshake: timeouts.handshake,
+            idle: Ticks::of(timeouts.idle),
+            total: timeouts.total.map(Ticks::of),
             kept: Ticks::of(KEPT),
             ticker: Ticker::new(),
             pools: RefCell::default(),
