@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { after, afterEach, before, test } from "node:test";
 import {
-  Dashboard, account, api, card, consent, forget, heading, holdFinish, origin, provider, signIn,
+  Dashboard, account, api, card, consent, forget, heading, origin, phases, provider, signIn,
 } from "./dashboard.mjs";
 
 const GRACE = "grace@example.com";
@@ -63,7 +63,7 @@ test("in the page itself: three phases, then a connected and valid account", asy
   await forget(GRACE);
   const context = await withoutPopups();
   const page = await context.newPage();
-  const release = await holdFinish(context);
+  const seen = await phases(context);
   await page.goto(`${origin}/integrations`);
   await dashboard.picture(page, "integrations");
   await card(page).getByRole("radio", { name: "Read and write" }).check();
@@ -71,12 +71,9 @@ test("in the page itself: three phases, then a connected and valid account", asy
   await dashboard.picture(page, "consent");
   await consent(page, GRACE);
 
-  await heading(page, "Connecting integration…").waitFor();
-  await page.waitForFunction(() => location.search === "");
-  await dashboard.picture(page, "connecting");
-  await release();
-
   await heading(page, "Integration connected").waitFor();
+  const connecting = seen.find((phase) => phase.heading === "Connecting integration…");
+  assert.deepEqual(connecting, { heading: "Connecting integration…", shown: true, query: "" }, "seen, and without the code");
   assert.match(page.url(), new RegExp(`/integrations/${provider}/connected\\?account=acc_`));
   assert.match(await page.getByRole("main").innerText(), new RegExp(GRACE));
   await dashboard.picture(page, "connected");
@@ -98,7 +95,7 @@ test("in a small window: it tells the page that opened it, no more than needed, 
   await forget(LINUS);
   const context = await signedIn();
   const page = await context.newPage();
-  const release = await holdFinish(context);
+  const seen = await phases(context);
   await page.goto(`${origin}/integrations`);
   const messages = [];
   await page.exposeFunction("heard", (message) => messages.push(message));
@@ -109,14 +106,14 @@ test("in a small window: it tells the page that opened it, no more than needed, 
   const opening = page.waitForEvent("popup");
   await connectButton(page).click();
   const popup = await opening;
-  await consent(popup, LINUS);
-  await heading(popup, "Connecting integration…").waitFor();
   const closing = popup.waitForEvent("close");
-  await release();
+  await consent(popup, LINUS);
   await closing;
 
   await account(page, LINUS).waitFor();
   await page.getByRole("status").getByText("Integration connected").waitFor();
+  const headings = seen.map((phase) => phase.heading);
+  assert.ok(headings.includes("Connecting integration…") && headings.includes("Integration connected"), headings.join());
   assert.deepEqual(messages, [{ origin, data: { type: "keyward:connected", provider } }]);
   await dashboard.picture(page, "after-popup");
   dashboard.calm();
@@ -129,6 +126,7 @@ test("without a script every step is one click more at most", async () => {
   await connectButton(page).click();
   await consent(page, GRACE);
   await heading(page, "Connecting integration…").waitFor();
+  await dashboard.picture(page, "connecting");
   const callback = page.url();
   await page.getByRole("button", { name: "Continue" }).click();
   await heading(page, "Integration connected").waitFor();

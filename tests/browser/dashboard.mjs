@@ -108,17 +108,27 @@ export async function consent(page, email, answer = "Allow") {
 
 export const heading = (page, name) => page.getByRole("heading", { level: 1, name });
 
-/** Holds the POST that finishes a flow, so that the phase before it can be looked at. Answers what lets it go. */
-export async function holdFinish(context) {
-  let release;
-  const gate = new Promise((resolve) => { release = resolve; });
+/**
+ * Notes the headings that a person sees one after the other, with the query that stands in the address bar then. What
+ * finishes a flow is held up a little, so that the page before it is painted as with a provider far away. The page
+ * reports by itself: Playwright can't ask a page that is about to be left.
+ */
+export async function phases(context) {
+  const seen = [];
+  await context.exposeBinding("painted", (_, phase) => seen.push(phase));
+  await context.addInitScript(() => {
+    document.addEventListener("DOMContentLoaded", () => {
+      requestAnimationFrame(() => {
+        const heading = document.querySelector("h1");
+        window.painted({ heading: heading?.innerText ?? "", shown: !!heading?.checkVisibility(), query: location.search });
+      });
+    });
+  });
   await context.route(`${origin}/integrations/*/callback`, async (route) => {
-    if (route.request().method() === "POST") await gate;
+    if (route.request().method() === "POST") await new Promise((resolve) => { setTimeout(resolve, 700); });
     await route.continue();
   });
-  return async () => {
-    release();
-  };
+  return seen;
 }
 
 /** The API with the admin token. */

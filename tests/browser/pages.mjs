@@ -90,7 +90,7 @@ test("a static target is added and deleted; managed ones can't be", async () => 
   assert.ok(!(await page.content()).includes("canary-1f7a"), "the secret does not come back");
   await dashboard.picture(page, "targets");
 
-  await added.getByText("Delete").click();
+  await added.getByText("Delete browser-crm…").click();
   await added.getByRole("button", { name: "Delete target" }).click();
   await page.getByRole("status").getByText("Target deleted").waitFor();
   assert.equal(await page.getByText("browser-crm").count(), 0);
