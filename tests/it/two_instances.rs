@@ -31,8 +31,7 @@ impl Cluster {
         let first = apps[0].admin_address();
         let account = connect(first, "ada@example.com", "preset=write").await;
         let made = api(first, "POST", "/keys", Some(json!({"name": "cluster"}))).await;
-        let key =
-            Key { id: made["id"].as_str().unwrap().to_owned(), secret: made["key"].as_str().unwrap().to_owned() };
+        let key = Key { id: made["id"].as_str().unwrap().to_owned(), secret: made["key"].as_str().unwrap().to_owned() };
         let path = format!("/keys/{}/grants/{}", key.id, slug(&account, "mail"));
         api(first, "PUT", &path, Some(json!({"access": "write"}))).await;
         let cluster = Self { world, apps, account, key };
