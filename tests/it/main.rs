@@ -16,3 +16,4 @@ mod refresh;
 mod secrecy;
 mod token_answers;
 mod two_instances;
+mod wire;
