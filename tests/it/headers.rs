@@ -676,7 +676,7 @@ async fn a_request_that_was_written_is_not_sent_again() {
         line.head().await;
         line.say(OK).await;
         line.head().await;
-        let _ = line.tcp.set_linger(Some(std::time::Duration::ZERO));
+        let _ = line.tcp.set_zero_linger();
     })
     .await;
     let key = k.with_upstream(&upstream).await;

@@ -150,7 +150,7 @@ pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 fn find(text: &[u8], part: &[u8]) -> Option<usize> {
-    text.windows(part.len()).position(|window| window == part)
+    memchr::memmem::find(text, part)
 }
 
 /// Whether `part` is in `text`.
