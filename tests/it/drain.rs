@@ -113,7 +113,7 @@ async fn a_second_stop_does_not_wait() {
 async fn a_refresh_under_way_gets_its_last_seconds() {
     let clock = Clock::held(Timestamp::from_millis(1_795_000_000_000));
     let settings = Settings { toml: "[shutdown]\ndeadline = \"300ms\"".into(), ..Settings::default() };
-    let k = Keyward::with_clock(Backend::Sqlite, settings.clone(), clock.clone()).await;
+    let k = Keyward::with_clock(Backend::Sqlite, settings, clock.clone()).await;
     let (account, key) = k.connected().await;
     let path = format!("/proxy/{}/me/messages?$top=1", slug(&account, "mail"));
     assert_eq!(k.agent(&key, "GET", &path).await.status, 200);
@@ -124,7 +124,7 @@ async fn a_refresh_under_way_gets_its_last_seconds() {
     let mut wire = k.wire().await;
     wire.send(head(&key, &format!("GET {path}"), &[])).await;
     k.sandbox().wait_for_token_calls(calls + 1).await;
-    let Keyward { world, app, .. } = k;
+    let Keyward { world, app, settings } = k;
     let begun = Instant::now();
     app.stop().await;
     assert!(begun.elapsed() >= Duration::from_secs(1), "it was waited for: {:?}", begun.elapsed());

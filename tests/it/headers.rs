@@ -581,7 +581,9 @@ async fn pipelined_requests_are_answered_in_turn_and_a_bad_one_ends_it() {
     let coding = with("bad", &["Transfer-Encoding: gzip"], "hello");
     let hosts = with("bad", &["Host: evil", "Content-Length: 0"], "");
     let path = head(&key, "GET /proxy/raw/../bad", &[]);
-    let table: Vec<(&str, Vec<Vec<u8>>, Vec<u16>, Vec<&str>)> = vec![
+    /// What it is, the requests, what is answered, which of them arrive.
+    type Row = (&'static str, Vec<Vec<u8>>, Vec<u16>, Vec<&'static str>);
+    let table: Vec<Row> = vec![
         ("three", vec![get("a"), get("b"), last.clone()], vec![200, 200, 200], vec!["a", "b", "last"]),
         (
             "with bodies",
