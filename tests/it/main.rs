@@ -14,5 +14,6 @@ mod headers;
 mod proxy;
 mod refresh;
 mod secrecy;
+mod store_failure;
 mod token_answers;
 mod two_instances;
