@@ -96,8 +96,8 @@ pub(super) async fn connect(
         return see_other("/integrations?done=choose_capability", &[]);
     }
     let preset = match form.one("preset") {
-        Some("write") => Preset::Write,
-        _ => Preset::Read,
+        Some("write") => Some(Preset::Write),
+        _ => Some(Preset::Read),
     };
     let given = form.prefixed("input.").map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
     let inputs: Captures = given.filter(|(_, value)| !value.is_empty()).collect();
@@ -126,7 +126,7 @@ pub(super) async fn reconnect(
         organization,
         provider: account.provider,
         capabilities: account.targets.into_iter().map(|target| target.capability).collect(),
-        preset: account.preset,
+        preset: Some(account.preset),
         account: Some(id),
         inputs,
         actor: user.actor,
@@ -194,6 +194,9 @@ pub(super) async fn finish(
 ) -> Reply {
     known(&state.catalog, &provider)?;
     let over = [clear_flow_cookie(&state)];
+    if !carried(form.pairs()) {
+        return fail(&provider, &ConnectError::BadRequest(String::new()), &[]);
+    }
     let callback = callback_of(&provider, &form.encoded());
     let proof = Proof::Cookie(read_flow_cookie(&state, &headers));
     match state.accounts.finish(callback, proof).await {
