@@ -25,7 +25,7 @@ mod tests;
 pub use accounts::{AccountFilter, AccountRow, AccountTokens, Captures, Reason, Status, TargetRef, Validity};
 pub use audit::{AuditFilter, AuditRow};
 pub use connected::SaveConnected;
-pub use disconnect::Disconnected;
+pub use disconnect::{Disconnect, Disconnected, NewRevocation};
 pub use flows::{FlowOpened, FlowRow};
 pub use keys::{GrantAccess, GrantRow, KeyRow};
 pub use leases::{CandidateRow, Lease, Taken};
