@@ -3,6 +3,7 @@
 mod admin_api;
 mod audit;
 mod bodies;
+mod browser;
 mod cli;
 mod connect;
 mod disconnect;
