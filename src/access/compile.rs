@@ -17,10 +17,12 @@ use super::policy::{Agent, Candidate, Credential, Fence, Granted, Policy, Target
 
 /// What stays the same over all snapshots.
 pub(super) struct Compiler {
-    /// Providers with their capabilities' fences.
-    providers: HashMap<String, (Arc<Provider>, HashMap<String, Arc<Fence>>)>,
+    providers: HashMap<String, (Arc<Provider>, Fences)>,
     system: HashMap<String, System>,
 }
+
+/// A provider's fences, by capability.
+type Fences = HashMap<String, Arc<Fence>>;
 
 struct System {
     base: Base,
@@ -133,7 +135,7 @@ impl Compiler {
     }
 }
 
-fn with_fences(provider: &Arc<Provider>) -> (Arc<Provider>, HashMap<String, Arc<Fence>>) {
+fn with_fences(provider: &Arc<Provider>) -> (Arc<Provider>, Fences) {
     let fences = provider
         .capabilities
         .iter()

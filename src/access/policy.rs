@@ -76,6 +76,14 @@ pub struct Fence {
     pub read_text: Vec<String>,
 }
 
+impl Fence {
+    /// Whether this access allows this request. `path` is raw, without a query.
+    #[must_use]
+    pub fn permits(&self, access: GrantAccess, method: &Method, path: &str) -> bool {
+        self.inside.matches(method, path) && (access == GrantAccess::Write || self.read.matches(method, path))
+    }
+}
+
 /// What goes into a request.
 pub enum Credential {
     /// The access token of an account, put in like this.
@@ -183,9 +191,7 @@ impl Policy {
             return Verdict::TargetNotFound;
         };
         let target = &granted.target;
-        let inside = target.fence.inside.matches(method, path)
-            && (granted.access == GrantAccess::Write || target.fence.read.matches(method, path));
-        if !inside {
+        if !target.fence.permits(granted.access, method, path) {
             return Verdict::NotPermitted(Arc::clone(target));
         }
         Verdict::Allow(Grant { target: Arc::clone(target), key: agent.key, access: granted.access })

@@ -1,36 +1,288 @@
-//! stub
-use http::{Request, Response};
-use hyper::body::Incoming;
+//! The agent listener: one [`Gateway`] per worker thread. A request is read, its agent identified, decided on, given a
+//! credential and sent on; the answer streams back with the request's receipt riding on it. Called by `app.rs` through
+//! [`net::serve`](crate::net::serve).
+//!
+//! Not here: what a key may do (`access`), how a token is had (`accounts`), how records are written (`audit`).
+
+mod body;
+mod bootstrap;
+mod call;
+mod headers;
+mod key;
+mod outbound;
+mod path;
+mod refusal;
+mod upload;
+mod upstream;
+#[cfg(test)]
+mod wire_tests;
+
+pub use body::ReplyBody;
+
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-/// x
-#[allow(missing_docs)]
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+
+use self::call::{Call, Place};
+use self::outbound::{Again, Outbound};
+use self::refusal::{REQUEST_ID, Refusal};
+use self::upstream::{Reply, Upstreams};
+use crate::access::{Access, Agent, Credential, Grant, Target, Verdict};
+use crate::accounts::{Accounts, Bearer, TokenError};
+use crate::audit::{Audit, Receipt};
+use crate::clock::Clock;
+use crate::config::{Limits, Timeouts};
+use crate::ids::RequestId;
+use crate::net::Guard;
+use crate::shutdown::Shutdown;
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+/// What the gateways of all workers share.
 pub struct Shared {
-    pub access: Arc<crate::access::Access>,
-    pub accounts: Arc<crate::accounts::Accounts>,
-    pub audit: crate::audit::Audit,
-    pub store: crate::store::Store,
-    pub metrics: Arc<crate::telemetry::Metrics>,
-    pub guard: Arc<crate::net::Guard>,
+    /// Keys, grants, targets.
+    pub access: Arc<Access>,
+    /// Tokens.
+    pub accounts: Arc<Accounts>,
+    /// The audit trail.
+    pub audit: Audit,
+    /// Read by bootstrap only, and only on the main runtime.
+    pub store: Store,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Where connections may go.
+    pub guard: Arc<Guard>,
+    /// TLS to upstreams; HTTP/1.1 by ALPN.
     pub tls: Arc<rustls::ClientConfig>,
-    pub clock: crate::clock::Clock,
-    pub limits: crate::config::Limits,
-    pub timeouts: crate::config::Timeouts,
+    /// Wall time.
+    pub clock: Clock,
+    /// `[proxy.limits]`.
+    pub limits: Limits,
+    /// `[proxy.timeouts]`.
+    pub timeouts: Timeouts,
+    /// How agents reach this listener; without a trailing slash.
     pub public_url: String,
+    /// How people reach the other one; without a trailing slash.
     pub admin_url: String,
+    /// Whether everything is up.
     pub ready: Arc<AtomicBool>,
-    pub shutdown: crate::shutdown::Shutdown,
+    /// The process's end.
+    pub shutdown: Shutdown,
 }
-/// x
-pub struct Gateway(Arc<Shared>);
+
+/// The gateway of one worker thread. Must be used inside a `LocalSet`.
+pub struct Gateway {
+    shared: Arc<Shared>,
+    upstreams: Upstreams,
+}
+
 impl Gateway {
-    /// x
-    pub fn new(s: Arc<Shared>) -> Self {
-        Self(s)
+    /// A gateway with no connections yet.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>) -> Self {
+        let (guard, tls) = (Arc::clone(&shared.guard), Arc::clone(&shared.tls));
+        let upstreams = Upstreams::new(guard, tls, &shared.limits, &shared.timeouts);
+        Self { shared, upstreams }
     }
-    /// x
-    pub async fn serve(&self, _r: Request<Incoming>) -> Response<String> {
-        let _ = &self.0;
-        todo!()
+
+    /// Answers one request. Every answer carries `Keyward-Request-Id`; Keyward's own refusals carry `Keyward-Error`.
+    pub async fn serve(&self, request: Request<Incoming>) -> Response<ReplyBody> {
+        let path = request.uri().path();
+        if let Some(place) = Place::of(path) {
+            return self.proxied(request, place).await;
+        }
+        match path {
+            "/bootstrap" | "/verify" => self.told(request).await,
+            "/healthz" => plain(StatusCode::OK, "ok"),
+            "/readyz" if self.shared.shutdown.is_stopping() => plain(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            "/readyz" if self.shared.ready.load(Ordering::Acquire) => plain(StatusCode::OK, "ready"),
+            "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "starting"),
+            _ => self.refuse(&Refusal::NotFound, None),
+        }
+    }
+
+    async fn proxied(&self, request: Request<Incoming>, place: Place) -> Response<ReplyBody> {
+        let Ok(mut receipt) = self.shared.audit.open().await else {
+            return self.refuse(&Refusal::AuditUnavailable, None);
+        };
+        match self.forward(request, place, &mut receipt).await {
+            Ok(reply) => answer(reply, receipt),
+            Err(refusal) => self.refuse(&refusal, Some(receipt)),
+        }
+    }
+
+    /// The way of a request, in the order in which things are decided. Each step takes what the one before made.
+    async fn forward(&self, request: Request<Incoming>, place: Place, receipt: &mut Receipt) -> Result<Reply, Refusal> {
+        note(receipt, &request, &place);
+        refuse_method(request.method())?;
+        let call = Call::parse(request, place, &self.shared.limits)?;
+        let grant = self.decide(&call, receipt)?;
+        let (line, headers, incoming) = call.into_parts();
+        let body = self.upstreams.take_body(incoming, self.shared.limits.request_body).await?;
+        let bearer = self.shared.accounts.token(&grant).await?;
+        let (outbound, again) = Outbound::build(line, headers, body, &grant, &bearer)?;
+        let reply = self.upstreams.send(outbound).await?;
+        if reply.response.status() == StatusCode::UNAUTHORIZED && bearer.generation() != 0 {
+            return self.doubted(reply, grant, &bearer, again).await;
+        }
+        Ok(reply)
+    }
+
+    /// Who asks, and whether they may: on one view of keys and grants, which is let go before anything waits.
+    fn decide(&self, call: &Call, receipt: &mut Receipt) -> Result<Grant, Refusal> {
+        let policy = self.shared.access.snapshot()?;
+        let agent = policy.identify(call.key(), call.from(), self.shared.clock.now())?;
+        receipt.agent(agent.key, agent.organization);
+        let line = call.line();
+        match policy.verdict(&agent, line.slug(), &line.method, line.path()) {
+            Verdict::Allow(grant) => {
+                uses(receipt, grant.target());
+                Ok(grant)
+            }
+            Verdict::NotPermitted(target) => {
+                uses(receipt, &target);
+                Err(Refusal::NotPermitted)
+            }
+            Verdict::TargetNotFound => Err(Refusal::TargetNotFound),
+        }
+    }
+
+    /// The upstream refused the token: one forced refresh, and the request once more when it is still whole. Otherwise
+    /// the 401 is the agent's to see, as is a second one.
+    async fn doubted(
+        &self,
+        refused: Reply,
+        grant: Grant,
+        bearer: &Bearer,
+        again: Option<Again>,
+    ) -> Result<Reply, Refusal> {
+        let accounts = Arc::clone(&self.shared.accounts);
+        let generation = bearer.generation();
+        let Some(again) = again else {
+            // Nobody waits for it: the next request finds the new token.
+            self.shared.shutdown.spawn(async move {
+                let _ = accounts.doubt(&grant, generation).await;
+            });
+            return Ok(refused);
+        };
+        match accounts.doubt(&grant, generation).await {
+            Ok(Some(newer)) => {
+                drop(refused);
+                self.upstreams.send(again.with(&newer)?).await
+            }
+            Err(error @ TokenError::Disconnected { .. }) => Err(error.into()),
+            Ok(None) | Err(TokenError::Unavailable { .. } | TokenError::Gone) => Ok(refused),
+        }
+    }
+
+    /// The agent behind the key of a request that is not to a target.
+    fn identify(&self, headers: &HeaderMap, from: IpAddr, receipt: &mut Receipt) -> Result<Arc<Agent>, Refusal> {
+        let key = key::presented(headers)?;
+        let presented = key.as_ref().map_or(&[][..], key::Key::expose);
+        let agent = self.shared.access.snapshot()?.identify(presented, from, self.shared.clock.now())?;
+        receipt.agent(agent.key, agent.organization);
+        Ok(agent)
+    }
+
+    fn refuse(&self, refusal: &Refusal, receipt: Option<Receipt>) -> Response<ReplyBody> {
+        let request = receipt.as_ref().map_or_else(RequestId::next, Receipt::request_id);
+        let (response, code) = refusal.answer(request, |account| self.shared.accounts.reconnect_url(account));
+        fixed(response, request, receipt, Some(code))
+    }
+}
+
+/// Writes down what is asked for, before anything can refuse it.
+fn note(receipt: &mut Receipt, request: &Request<Incoming>, place: &Place) {
+    let path = request.uri().path();
+    // A slug is short and plain; what is not could hold anything, and a key among it.
+    let slug = Some(place.slug(path)).filter(|slug| slug.len() <= 96 && !slug.contains("kw_")).unwrap_or_default();
+    receipt.asked(request.method(), slug, key::recordable(place.below(path)));
+}
+
+fn uses(receipt: &mut Receipt, target: &Target) {
+    if let Credential::Account { account, .. } = &target.credential {
+        receipt.account(*account);
+    }
+}
+
+/// Methods that would show a credential (`TRACE` echoes headers) or make a tunnel.
+fn refuse_method(method: &Method) -> Result<(), Refusal> {
+    if matches!(*method, Method::CONNECT | Method::TRACE) || method.as_str() == "TRACK" {
+        return Err(Refusal::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+    }
+    Ok(())
+}
+
+/// An upstream's answer as the agent gets it: status, reason and body as they came.
+fn answer(reply: Reply, mut receipt: Receipt) -> Response<ReplyBody> {
+    let Reply { response, lease, target } = reply;
+    let (mut parts, incoming) = response.into_parts();
+    parts.version = Version::HTTP_11;
+    headers::clean_answer(&mut parts.headers);
+    headers::relocate(&mut parts.headers, &target.base, &target.slug);
+    identified(&mut parts.headers, receipt.request_id());
+    receipt.answered(parts.status, None);
+    Response::from_parts(parts, ReplyBody::upstream(incoming, lease, receipt))
+}
+
+/// One of Keyward's own answers.
+fn fixed(
+    mut response: Response<Bytes>,
+    request: RequestId,
+    mut receipt: Option<Receipt>,
+    code: Option<&'static str>,
+) -> Response<ReplyBody> {
+    identified(response.headers_mut(), request);
+    if let Some(receipt) = &mut receipt {
+        receipt.answered(response.status(), code);
+    }
+    response.map(|bytes| ReplyBody::fixed(bytes, receipt))
+}
+
+fn plain(status: StatusCode, word: &'static str) -> Response<ReplyBody> {
+    let mut response = Response::new(Bytes::from(format!("{{\"status\":\"{word}\"}}")));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    fixed(response, RequestId::next(), None, None)
+}
+
+fn identified(headers: &mut HeaderMap, request: RequestId) {
+    use std::fmt::Write as _;
+
+    let mut text = BytesMut::with_capacity(32);
+    if write!(text, "{request}").is_ok()
+        && let Ok(value) = HeaderValue::from_maybe_shared(text.freeze())
+    {
+        headers.insert(REQUEST_ID, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_gets_its_id_once() {
+        let mut headers = HeaderMap::new();
+        headers.append(REQUEST_ID, HeaderValue::from_static("forged"));
+        let request = RequestId::next();
+        identified(&mut headers, request);
+        assert_eq!(headers.get_all(REQUEST_ID).iter().collect::<Vec<_>>(), [&request.to_string()]);
+    }
+
+    #[test]
+    fn methods_that_echo_or_tunnel_are_refused() {
+        for method in ["CONNECT", "TRACE", "TRACK"] {
+            assert!(refuse_method(&method.parse().unwrap()).is_err(), "{method}");
+        }
+        for method in ["GET", "DELETE", "PROPFIND"] {
+            assert!(refuse_method(&method.parse().unwrap()).is_ok(), "{method}");
+        }
     }
 }

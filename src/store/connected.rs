@@ -96,7 +96,8 @@ async fn update_account(tx: &mut Session, account: &AccountRow, tokens: &NewToke
          validity = $7, checked_at = $8, scopes = $9, missing_scopes = $10, preset = $11, access_token = $12, \
          refresh_token = $13, access_expires_at = $14, access_ttl_ms = $15, refresh_expires_at = $16, \
          owner = $17, captures = $18, updated_at = $19, \
-         generation = generation + 1, lease_owner = null, lease_until = null, refresh_started_at = null \
+         generation = generation + 1, lease_owner = null, lease_until = null, refresh_started_at = null, \
+         reconnect_soon_at = null \
          where id = $1 and organization = $2 and provider = $3 and removed_at is null and generation = $20",
         account.id,
         account.organization,

@@ -1,5 +1,7 @@
 //! Behaviour through real sockets. One file per area; one binary, so that there is one link step.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
 mod admin_api;
 mod audit;
 mod bodies;
