@@ -612,8 +612,10 @@ async fn reconnecting_as_somebody_else_changes_nothing_and_gives_the_tokens_back
         assert_eq!(result, "/integrations/sandbox/failed?code=another_identity");
         assert_eq!(keyward.api("GET", &format!("/accounts/{id}"), None).await, ada);
         trail(&keyward, id, "account.connect_failed", 2).await;
-        assert_eq!(keyward.sandbox().counters().revoke_calls, 1);
+        let sandbox = keyward.sandbox().clone();
+        // Waits for what runs in the background.
         keyward.stop().await;
+        assert_eq!(sandbox.counters().revoke_calls, 1);
     }
 }
 

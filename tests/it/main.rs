@@ -17,3 +17,4 @@ mod refresh;
 mod secrecy;
 mod token_answers;
 mod two_instances;
+mod validate;
