@@ -5,6 +5,7 @@
 mod admin_api;
 mod audit;
 mod bodies;
+mod browser;
 mod cli;
 mod connect;
 mod disconnect;
@@ -17,3 +18,4 @@ mod secrecy;
 mod store_failure;
 mod token_answers;
 mod two_instances;
+mod validate;

@@ -146,9 +146,11 @@ async fn every_unit_of_work_may_move_between_threads() {
         moves(store.tokens(account.id));
         moves(store.save_connected(&save, &note));
         moves(store.save_tokens(account.id, 1, &save.tokens, at(0), Some(&note)));
-        moves(store.disconnect(f.org, account.id, true, &[], at(0), &note));
+        let gone = leaving(&account, &[]);
+        moves(store.disconnect(&gone, &note));
+        moves(store.every_candidate(account.id));
         moves(store.claim_revocations(1, at(0), at(1)));
-        moves(store.postpone_revocation(revocation().0, at(0), Some(&note)));
+        moves(store.postpone_revocation(revocation().id, at(0), Some(&note)));
         moves(store.update_key(&key, &note));
         moves(store.touch_keys(&[(key.id, at(0))]));
         moves(store.insert_target(&static_target(f.org, "crm"), &note));
