@@ -19,3 +19,4 @@ mod store_failure;
 mod token_answers;
 mod two_instances;
 mod validate;
+mod wire;
