@@ -15,4 +15,5 @@ mod proxy;
 mod refresh;
 mod secrecy;
 mod token_answers;
+mod token_kit;
 mod two_instances;
