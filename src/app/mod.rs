@@ -75,6 +75,7 @@ impl App {
             &catalog,
             clock.clone(),
             std::mem::take(&mut config.targets),
+            config.max_stale,
         )
         .await?;
 
@@ -137,7 +138,7 @@ impl App {
         let (alive, listeners) = mpsc::channel(1);
         listeners::spawn_workers(workers, &gateway, &config, &alive)?;
         listeners::spawn_admin(admin_listener, admin, &config, &shutdown, alive)?;
-        loops::start(&shutdown, &accounts, &store, &clock, &config);
+        loops::start(&shutdown, &access, &accounts, &store, &clock, &config);
         ready.store(true, Ordering::Release);
         tracing::info!(proxy = %proxy_address, admin = %admin_address, "keyward is ready on {proxy_address} for agents and {admin_address} for people");
         Ok(Self {

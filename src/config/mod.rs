@@ -34,6 +34,8 @@ pub struct Config {
     pub admin: Admin,
     /// Where records are kept.
     pub store: StoreUrl,
+    /// `[store] max_stale`: how long keys and grants that could not be read again still count. Default 30 s.
+    pub max_stale: Duration,
     /// Token life.
     pub refresh: Refresh,
     /// Where requests may go.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use askama::Template;
 use axum::extract::State;
+use serde_json::Value;
 
 use crate::admin::AdminState;
 use crate::admin::auth::SignedIn;
@@ -55,7 +56,7 @@ impl RecordLine {
     pub fn new(row: AuditRow, names: &BTreeMap<String, String>, now: Timestamp) -> Self {
         let what = match (row.method, row.path, row.detail) {
             (Some(method), path, _) => format!("{method} {}", path.unwrap_or_default()),
-            (None, _, Some(detail)) => detail.to_string(),
+            (None, _, Some(detail)) => told(&detail),
             (None, _, None) => row.account.map(|account| account.to_string()).unwrap_or_default(),
         };
         let tone = match row.status {
@@ -141,6 +142,17 @@ fn further(form: &FilterForm, after: &str) -> String {
     link("/audit", &query)
 }
 
+/// A detail as text: `provider: sandbox, scopes: ["Mail.Read"]`.
+fn told(detail: &Value) -> String {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    match detail {
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| format!("{name}: {}", text(value))).collect::<Vec<_>>().join(", ")
+        }
+        other => text(other),
+    }
+}
+
 fn duration(micros: i64) -> String {
     match micros {
         ..1_000 => format!("{micros} µs"),
@@ -164,6 +176,13 @@ mod tests {
             "/audit?target=crm&status=403&since=2026-11-20&until=2026-11-20&after=aud_1"
         );
         assert!(filter(&FilterForm { key: "ada".into(), ..FilterForm::default() }).is_err());
+    }
+
+    #[test]
+    fn details_are_text() {
+        let detail = serde_json::json!({ "provider": "sandbox", "reconnected": true });
+        assert_eq!(told(&detail), "provider: sandbox, reconnected: true");
+        assert_eq!(told(&serde_json::json!([1])), "[1]");
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 mod assets;
 mod audit;
+mod callback;
 mod connect;
 mod disconnect;
 mod fields;
@@ -46,9 +47,9 @@ pub fn router() -> Router<AdminState> {
         .route("/logout", post(session::leave))
         .route("/integrations", get(integrations::show))
         .route("/integrations/{provider}/connect", post(connect::connect))
-        .route("/integrations/{provider}/callback", get(connect::returned).post(connect::finish))
-        .route("/integrations/{provider}/connected", get(connect::connected))
-        .route("/integrations/{provider}/failed", get(connect::failed))
+        .route("/integrations/{provider}/callback", get(callback::returned).post(callback::finish))
+        .route("/integrations/{provider}/connected", get(callback::connected))
+        .route("/integrations/{provider}/failed", get(callback::failed))
         .route("/connect/{flow}", get(connect::link).post(connect::follow))
         .route("/accounts/{id}/validate", post(integrations::validate))
         .route("/accounts/{id}/refresh", post(integrations::refresh))

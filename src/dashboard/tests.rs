@@ -10,7 +10,8 @@ use crate::ids::{AccountId, AuditId, FlowId, KeyId, OrgId};
 use crate::store::{AuditRow, KeyRow, Reason, Status, Validity};
 
 use super::audit::{AuditPage, FilterForm, RecordLine};
-use super::connect::{ConnectedPage, ConnectingPage, FailedPage, LinkPage};
+use super::callback::{ConnectedPage, ConnectingPage, FailedPage};
+use super::connect::LinkPage;
 use super::disconnect::{DisconnectPage, GrantLine};
 use super::integrations::{AccountCard, InputField, IntegrationsPage, ProviderCard, TargetLine};
 use super::keys::{KeyLine, KeyPage, KeysPage, NewKeyPage, Switch};

@@ -135,7 +135,7 @@ impl Gateway {
 
     /// Who asks, and whether they may: on one view of keys and grants, which is let go before anything waits.
     fn decide(&self, call: &Call, receipt: &mut Receipt) -> Result<Grant, Refusal> {
-        let policy = self.shared.access.snapshot();
+        let policy = self.shared.access.snapshot()?;
         let agent = policy.identify(call.key(), call.from(), self.shared.clock.now())?;
         receipt.agent(agent.key, agent.organization);
         let line = call.line();
@@ -184,7 +184,7 @@ impl Gateway {
     fn identify(&self, headers: &HeaderMap, from: IpAddr, receipt: &mut Receipt) -> Result<Arc<Agent>, Refusal> {
         let key = key::presented(headers)?;
         let presented = key.as_ref().map_or(&[][..], key::Key::expose);
-        let agent = self.shared.access.snapshot().identify(presented, from, self.shared.clock.now())?;
+        let agent = self.shared.access.snapshot()?.identify(presented, from, self.shared.clock.now())?;
         receipt.agent(agent.key, agent.organization);
         Ok(agent)
     }

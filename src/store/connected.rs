@@ -91,7 +91,8 @@ async fn update_account(tx: &mut Session, account: &AccountRow, tokens: &NewToke
          refresh_token = coalesce($13, refresh_token), access_expires_at = $14, access_ttl_ms = $15, \
          refresh_expires_at = case when $13 is null then coalesce($16, refresh_expires_at) else $16 end, \
          owner = $17, captures = $18, updated_at = $19, \
-         generation = generation + 1, lease_owner = null, lease_until = null, refresh_started_at = null \
+         generation = generation + 1, lease_owner = null, lease_until = null, refresh_started_at = null, \
+         reconnect_soon_at = null \
          where id = $1 and organization = $2 and provider = $3 and removed_at is null",
         account.id,
         account.organization,

@@ -5,11 +5,13 @@
 
 mod accounts;
 mod audit;
+mod changes;
 mod codec;
 mod connected;
 mod db;
 mod disconnect;
 mod flows;
+mod keeping;
 mod keys;
 mod leases;
 mod meta;
@@ -24,6 +26,7 @@ mod tests;
 
 pub use accounts::{AccountFilter, AccountRow, AccountTokens, Captures, Reason, Status, TargetRef, Validity};
 pub use audit::{AuditFilter, AuditRow};
+pub use changes::Changes;
 pub use connected::SaveConnected;
 pub use disconnect::Disconnected;
 pub use flows::{FlowOpened, FlowRow};

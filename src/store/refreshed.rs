@@ -57,7 +57,8 @@ impl Store {
              access_expires_at = $5, access_ttl_ms = $6, refresh_expires_at = coalesce($7, refresh_expires_at), \
              scopes = coalesce($8, scopes), status = 'connected', reason = null, validity = 'valid', \
              checked_at = $9, updated_at = $9, generation = generation + 1, \
-             lease_owner = null, lease_until = null, refresh_started_at = null \
+             lease_owner = null, lease_until = null, refresh_started_at = null, \
+             reconnect_soon_at = case when $7 is null then reconnect_soon_at else null end \
              where id = $1 and generation = $2 and removed_at is null",
             id,
             generation,

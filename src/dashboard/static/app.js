@@ -67,7 +67,10 @@
       if (sent) event.preventDefault();
       sent = true;
     });
-    auto.requestSubmit();
+    // After a paint: a page that is left before its first one is never seen. A hidden page paints nothing, hence the timer.
+    const go = () => { if (!sent) auto.requestSubmit(); };
+    requestAnimationFrame(() => requestAnimationFrame(go));
+    setTimeout(go, 500);
   }
 
   if (inPopup()) {
