@@ -14,6 +14,7 @@ mod headers;
 mod proxy;
 mod refresh;
 mod secrecy;
+mod store_failure;
 mod token_answers;
 mod token_kit;
 mod two_instances;
