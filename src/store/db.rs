@@ -6,11 +6,13 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::{Database, PgPool, Postgres, Sqlite, SqlitePool, Transaction};
 
+use super::presence::Presence;
 use super::{Error, Result};
 
 /// A statement that takes longer has failed, as far as its caller is concerned.
@@ -19,7 +21,7 @@ const STATEMENT_LIMIT: Duration = Duration::from_secs(5);
 /// SQLite (one writer, several readers) or Postgres.
 #[derive(Clone)]
 pub(super) enum Db {
-    Sqlite { write: SqlitePool, read: SqlitePool },
+    Sqlite { write: SqlitePool, read: SqlitePool, presence: Arc<Presence> },
     Postgres(PgPool),
 }
 
@@ -85,10 +87,11 @@ impl Db {
 
     pub(super) async fn close(&self) {
         match self {
-            Self::Sqlite { write, read } => {
+            Self::Sqlite { write, read, presence } => {
                 read.close().await;
                 // The writer goes last: the last connection moves the write-ahead log into the file.
                 write.close().await;
+                presence.leave();
             }
             Self::Postgres(pool) => pool.close().await,
         }
