@@ -257,7 +257,7 @@ async fn admission(keyward: &Keyward) {
         let start = Instant::now();
         for turn in 0..DECISIONS as usize {
             let key = keys[key_of(turn)].expose().as_bytes();
-            let policy = access.snapshot();
+            let policy = access.snapshot().unwrap();
             let agent = policy.identify(black_box(key), from, clock.now()).unwrap();
             let verdict = policy.verdict(&agent, black_box(&mail), &Method::GET, black_box("/me/messages/AAMkAGI2"));
             assert!(matches!(black_box(verdict), Verdict::Allow(_)));

@@ -601,7 +601,7 @@ async fn reconnecting_as_somebody_else_changes_nothing_and_gives_the_tokens_back
         assert_eq!(query(&authorization, "login_hint"), ADA);
         let refused = paste_back(address, &consent(&authorization, GRACE, "allow").await).await;
         assert_eq!((refused.status, refused.refusal()), (StatusCode::CONFLICT, "another_identity".to_owned()));
-        assert_eq!(accounts(&keyward).await, [ada.clone()]);
+        assert_eq!(accounts(&keyward).await, std::slice::from_ref(&ada));
         keyward.sandbox().wait_until(|counters| counters.revoke_calls == 1).await;
         assert_eq!((families(&keyward, GRACE), families(&keyward, ADA)), ((0, 1), (1, 0)));
 
