@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -14,7 +15,7 @@ use sqlx::{Connection, PgConnection};
 
 use crate::config::StoreUrl;
 
-use super::db::{Db, within};
+use super::db::{Db, Postgresql, within};
 use super::{Error, Result};
 
 // `Migrator::run_direct` below instead of `run`: with the latter's `impl Acquire` the compiler can't see that the future
@@ -87,7 +88,7 @@ async fn open_postgres(url: &str) -> Result<Db> {
 
     // An instance that froze in a transaction must not hold the others up.
     let options = options.options([("statement_timeout", "5s"), ("idle_in_transaction_session_timeout", "10s")]);
-    let pool = PgPoolOptions::new()
+    let pools = PgPoolOptions::new()
         .max_connections(POSTGRES_CONNECTIONS)
         .acquire_timeout(POSTGRES_WAIT)
         .after_connect(|connection, _| {
@@ -98,9 +99,8 @@ async fn open_postgres(url: &str) -> Result<Db> {
                 sqlx::query(durable).execute(connection).await.map(|_| ())
             })
         })
-        .connect_with(options)
-        .await?;
-    Ok(Db::Postgres(pool))
+        .test_before_acquire(true);
+    Ok(Db::Postgres(Arc::new(Postgresql::new(move || pools.clone().connect_lazy_with(options.clone())))))
 }
 
 /// Tells a schema of a newer Keyward from a migration that went wrong.

@@ -16,6 +16,7 @@ mod proxy;
 mod reconnect;
 mod refresh;
 mod secrecy;
+mod store_failure;
 mod token_answers;
 mod two_instances;
 mod validate;
