@@ -99,9 +99,14 @@ impl App {
             clock: clock.clone(),
             instance: InstanceId::new(),
             shutdown: shutdown.clone(),
+            spill: config.spill.clone(),
             config: config.refresh.clone(),
             public_url: admin_url.clone(),
         });
+        let taken = accounts.take_spilled().await.context("taking back tokens that could not be stored")?;
+        if taken > 0 {
+            tracing::warn!(taken, "took back tokens that an earlier process could not store");
+        }
         let gateway = Arc::new(proxy::Shared {
             access: Arc::clone(&access),
             accounts: Arc::clone(&accounts),

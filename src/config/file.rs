@@ -64,10 +64,15 @@ pub(super) fn read(document: &Document<'_>, folder: &Path, env: &Env) -> (Config
     let mut around = Around { folder, env, problems: Vec::new() };
     let root = document.root();
     let (store, max_stale) = store(root.section("store"), &mut around);
+    let spill = match &store {
+        StoreUrl::Sqlite(path) => path.with_extension("spill"),
+        StoreUrl::Postgres(_) => folder.join("keyward.spill"),
+    };
     let config = Config {
         proxy: proxy(root.section("proxy")),
         admin: admin(root.section("admin"), &mut around),
         store,
+        spill,
         max_stale,
         refresh: refresh(root.section("refresh")),
         egress: egress(root.section("egress"), &around),

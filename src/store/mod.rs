@@ -17,6 +17,7 @@ mod leases;
 mod meta;
 mod open;
 mod policy;
+mod presence;
 mod refreshed;
 mod revocations;
 mod sessions;
@@ -28,7 +29,7 @@ pub use accounts::{AccountFilter, AccountRow, AccountTokens, Captures, Reason, S
 pub use audit::{AuditFilter, AuditRow};
 pub use changes::Changes;
 pub use connected::SaveConnected;
-pub use disconnect::Disconnected;
+pub use disconnect::{Disconnect, Disconnected, NewRevocation};
 pub use flows::{FlowOpened, FlowRow};
 pub use keys::{GrantAccess, GrantRow, KeyRow};
 pub use leases::{CandidateRow, Lease, Taken};

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -14,8 +15,9 @@ use sqlx::{Connection, PgConnection};
 
 use crate::config::StoreUrl;
 
-use super::db::{Db, within};
-use super::{Error, Result};
+use super::db::{Db, Postgresql, within};
+use super::presence::Arrival;
+use super::{Error, Result, leases};
 
 // `Migrator::run_direct` below instead of `run`: with the latter's `impl Acquire` the compiler can't see that the future
 // may move between threads.
@@ -37,7 +39,8 @@ pub(super) async fn open(url: &StoreUrl) -> Result<Db> {
 }
 
 async fn open_sqlite(path: &Path) -> Result<Db> {
-    make_file(path).map_err(|error| Error::Database(sqlx::Error::Io(error)))?;
+    make_file(path).map_err(io_error)?;
+    let arrival = Arrival::at(path).map_err(io_error)?;
     // Full: a commit that returns is on the disk. A rotated refresh token that is lost loses the account.
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -55,10 +58,18 @@ async fn open_sqlite(path: &Path) -> Result<Db> {
         let found = sqlx::query_scalar(NEWEST_APPLIED).fetch_one(&mut *tx).await.ok();
         return Err(explained(problem, found, &SQLITE));
     }
+    if arrival.is_alone() {
+        sqlx::query(leases::END_ALL).execute(&mut *tx).await?;
+    }
     tx.commit().await?;
+    let presence = Arc::new(arrival.stay().await.map_err(io_error)?);
 
     let read = pool.max_connections(SQLITE_READERS).connect_with(options.pragma("query_only", "on")).await?;
-    Ok(Db::Sqlite { write, read })
+    Ok(Db::Sqlite { write, read, presence })
+}
+
+fn io_error(cause: io::Error) -> Error {
+    Error::Database(sqlx::Error::Io(cause))
 }
 
 /// Makes the file before SQLite does, so that nobody else may read it; SQLite gives the files beside it the same mode.
@@ -87,7 +98,7 @@ async fn open_postgres(url: &str) -> Result<Db> {
 
     // An instance that froze in a transaction must not hold the others up.
     let options = options.options([("statement_timeout", "5s"), ("idle_in_transaction_session_timeout", "10s")]);
-    let pool = PgPoolOptions::new()
+    let pools = PgPoolOptions::new()
         .max_connections(POSTGRES_CONNECTIONS)
         .acquire_timeout(POSTGRES_WAIT)
         .after_connect(|connection, _| {
@@ -98,9 +109,8 @@ async fn open_postgres(url: &str) -> Result<Db> {
                 sqlx::query(durable).execute(connection).await.map(|_| ())
             })
         })
-        .connect_with(options)
-        .await?;
-    Ok(Db::Postgres(pool))
+        .test_before_acquire(true);
+    Ok(Db::Postgres(Arc::new(Postgresql::new(move || pools.clone().connect_lazy_with(options.clone())))))
 }
 
 /// Tells a schema of a newer Keyward from a migration that went wrong.

@@ -13,13 +13,14 @@ use super::{AuditRow, Reason, Result, Status, Store, Validity, audit};
 pub struct NewTokens {
     /// Sealed access token.
     pub access: Sealed,
-    /// Sealed refresh token; `None` keeps the stored one.
+    /// Sealed refresh token. `None`: the answer had none. A refresh then keeps the stored one (RFC 6749 §6), a new
+    /// authorization has none.
     pub refresh: Option<Sealed>,
     /// When the access token ends.
     pub access_expires_at: Timestamp,
     /// Its whole life in ms.
     pub access_ttl_ms: i64,
-    /// When the refresh token ends; `None` keeps what is stored.
+    /// When the refresh token ends, when the answer said.
     pub refresh_expires_at: Option<Timestamp>,
     /// Granted scopes when the answer said; `None` keeps what is stored.
     pub scopes: Option<Vec<String>>,
