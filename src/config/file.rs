@@ -153,12 +153,22 @@ fn admin(section: Section<'_>, around: &mut Around<'_>) -> Admin {
              behind a TLS proxy, or set insecure_http = true if the network in between is yours",
         );
     }
-    // It travels in an Authorization header.
-    if admin.token.as_ref().is_some_and(|token| !token.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
-        around.problems.push("KEYWARD_ADMIN_TOKEN: only visible ASCII characters without spaces are possible".into());
+    if let Some(problem) = admin.token.as_ref().and_then(|token| token_problem(token.expose())) {
+        around.problems.push(format!("KEYWARD_ADMIN_TOKEN: {problem}"));
     }
     section.finish();
     admin
+}
+
+/// An admin token opens everything and travels in an `Authorization` header.
+fn token_problem(token: &str) -> Option<&'static str> {
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Some("only visible ASCII characters without spaces are possible")
+    } else if token.len() < 20 {
+        Some("20 characters at least; `openssl rand -base64 32` makes a good one")
+    } else {
+        None
+    }
 }
 
 fn store(section: Section<'_>, around: &mut Around<'_>) -> (StoreUrl, Duration) {

@@ -11,6 +11,7 @@ mod targets;
 mod tests;
 mod units;
 
+pub use document::place_of;
 pub use env::{Env, EnvError};
 pub use file::ConfigError;
 pub use units::{parse_duration, parse_size};
