@@ -3,7 +3,11 @@
 //! `cargo bench --bench scale` (about two minutes; `-- start` or `-- failing` for one part). Whole processes and real
 //! sockets; figures are for comparing two builds on one machine, never for a test.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a bench that can't go on has failed; its figures are its output")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a bench that can't go on has failed; its figures are its output"
+)]
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -206,7 +210,7 @@ async fn failing() {
             organization: org.id,
             provider: "sandbox".to_owned(),
             capabilities: Vec::new(),
-            preset: Preset::Write,
+            preset: Some(Preset::Write),
             account: None,
             inputs: std::collections::BTreeMap::new(),
             actor: Actor::System,

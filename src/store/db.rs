@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use sqlx::pool::PoolConnection;
 use sqlx::{Database, PgPool, Postgres, Sqlite, SqlitePool, Transaction};
 
+use super::presence::Presence;
 use super::{Error, Result};
 
 /// A statement that takes longer has failed, as far as its caller is concerned.
@@ -21,7 +22,7 @@ const STATEMENT_LIMIT: Duration = Duration::from_secs(5);
 /// SQLite (one writer, several readers) or Postgres.
 #[derive(Clone)]
 pub(super) enum Db {
-    Sqlite { write: SqlitePool, read: SqlitePool },
+    Sqlite { write: SqlitePool, read: SqlitePool, presence: Arc<Presence> },
     Postgres(Arc<Postgresql>),
 }
 
@@ -133,10 +134,11 @@ impl Db {
 
     pub(super) async fn close(&self) {
         match self {
-            Self::Sqlite { write, read } => {
+            Self::Sqlite { write, read, presence } => {
                 read.close().await;
                 // The writer goes last: the last connection moves the write-ahead log into the file.
                 write.close().await;
+                presence.leave();
             }
             Self::Postgres(server) => {
                 // A server that does not answer is not waited for.

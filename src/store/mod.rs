@@ -17,6 +17,7 @@ mod leases;
 mod meta;
 mod open;
 mod policy;
+mod presence;
 mod refreshed;
 mod revocations;
 mod sessions;

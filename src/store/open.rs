@@ -16,7 +16,8 @@ use sqlx::{Connection, PgConnection};
 use crate::config::StoreUrl;
 
 use super::db::{Db, Postgresql, within};
-use super::{Error, Result};
+use super::presence::Arrival;
+use super::{Error, Result, leases};
 
 // `Migrator::run_direct` below instead of `run`: with the latter's `impl Acquire` the compiler can't see that the future
 // may move between threads.
@@ -38,7 +39,8 @@ pub(super) async fn open(url: &StoreUrl) -> Result<Db> {
 }
 
 async fn open_sqlite(path: &Path) -> Result<Db> {
-    make_file(path).map_err(|error| Error::Database(sqlx::Error::Io(error)))?;
+    make_file(path).map_err(io_error)?;
+    let arrival = Arrival::at(path).map_err(io_error)?;
     // Full: a commit that returns is on the disk. A rotated refresh token that is lost loses the account.
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -56,10 +58,18 @@ async fn open_sqlite(path: &Path) -> Result<Db> {
         let found = sqlx::query_scalar(NEWEST_APPLIED).fetch_one(&mut *tx).await.ok();
         return Err(explained(problem, found, &SQLITE));
     }
+    if arrival.is_alone() {
+        sqlx::query(leases::END_ALL).execute(&mut *tx).await?;
+    }
     tx.commit().await?;
+    let presence = Arc::new(arrival.stay().await.map_err(io_error)?);
 
     let read = pool.max_connections(SQLITE_READERS).connect_with(options.pragma("query_only", "on")).await?;
-    Ok(Db::Sqlite { write, read })
+    Ok(Db::Sqlite { write, read, presence })
+}
+
+fn io_error(cause: io::Error) -> Error {
+    Error::Database(sqlx::Error::Io(cause))
 }
 
 /// Makes the file before SQLite does, so that nobody else may read it; SQLite gives the files beside it the same mode.

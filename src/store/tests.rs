@@ -6,5 +6,6 @@
 mod access;
 mod accounts;
 mod fixture;
+mod presence;
 mod schema;
 mod trail;

@@ -18,5 +18,7 @@ mod refresh;
 mod secrecy;
 mod store_failure;
 mod token_answers;
+mod token_kit;
 mod two_instances;
 mod validate;
+mod wire;

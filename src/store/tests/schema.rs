@@ -67,7 +67,7 @@ async fn a_sqlite_file_is_for_its_owner_alone() {
     on_each(async |f| {
         let StoreUrl::Sqlite(path) = &f.url else { return };
         f.saved_account("ada").await;
-        for suffix in ["", "-wal", "-shm"] {
+        for suffix in ["", "-wal", "-shm", ".lock"] {
             let file = format!("{}{suffix}", path.display());
             assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "{file}");
         }
