@@ -461,3 +461,76 @@ impl Line {
         Some(self.ahead.drain(..length).collect())
     }
 }
+
+/// `keyward serve` as a process of its own, its logs in a file.
+pub struct Process {
+    pub child: std::process::Child,
+    pub log: std::path::PathBuf,
+    pub proxy: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+impl Process {
+    /// In the world's folder, with more of `gateway.toml` and more environment, logging at this level.
+    pub async fn start(world: &World, toml: &str, env: &[(&str, &str)], level: &str) -> Self {
+        let dir = world.dir.path();
+        let config = format!(
+            "[proxy]\nlisten = \"127.0.0.1:0\"\nworkers = 1\n[admin]\nlisten = \"127.0.0.1:0\"\n[store]\nurl = \"{}\"\n\
+             [egress]\nallow = [\"127.0.0.0/8\"]\n[providers.sandbox.inputs.origin]\ndefault = \"{}\"\n{toml}\n",
+            world.store_url,
+            world.sandbox.origin(),
+        );
+        std::fs::write(dir.join("gateway.toml"), config).unwrap();
+        let log = dir.join("keyward.log");
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_keyward"))
+            .args(["serve", "--config"])
+            .arg(dir.join("gateway.toml"))
+            .env_clear()
+            .env("RUST_BACKTRACE", "1")
+            .env("KEYWARD_LOG", level)
+            .env("KEYWARD_ADMIN_TOKEN", crate::harness::ADMIN)
+            .env("KEYWARD_SEALING_KEYS", crate::harness::SEALING)
+            .env("OAUTH_SANDBOX_CLIENT_ID", world.sandbox.client_id())
+            .env("OAUTH_SANDBOX_CLIENT_SECRET", world.sandbox.client_secret())
+            .envs(env.iter().copied())
+            .stdin(std::process::Stdio::null())
+            .stdout(std::fs::File::create(dir.join("stdout")).unwrap())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let begun = Instant::now();
+        loop {
+            let text = std::fs::read_to_string(&log).unwrap();
+            let ready = text.split_once("keyward is ready on ").and_then(|(_, rest)| rest.split_once(" for people"));
+            if let Some((proxy, admin)) = ready.and_then(|(ready, _)| ready.split_once(" for agents and ")) {
+                return Self { child, log, proxy: proxy.parse().unwrap(), admin: admin.parse().unwrap() };
+            }
+            assert!(child.try_wait().unwrap().is_none() && begun.elapsed() < LIMIT, "it did not start: {text}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// As a service manager stops it.
+    pub fn terminate(&self) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::TERM)
+            .unwrap();
+    }
+
+    /// Waits for the end of it; its exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let mut status = None;
+        eventually("the process ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        status.and_then(|status| status.code())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
