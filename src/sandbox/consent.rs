@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use url::{Host, Url};
 
 use super::oauth::{Params, Problem};
+use super::people::is_person;
 use super::tokens::Consent;
 use super::{PEOPLE, Sandbox};
 
@@ -142,7 +143,7 @@ fn decision(sandbox: &Sandbox, params: &Params) -> Result<Response, Wrong> {
         return Err(back("access_denied", "the person said no"));
     }
     let person = params.need("person").map_err(Wrong::Here)?;
-    if !PEOPLE.contains(&person) {
+    if !is_person(person) {
         return Err(Wrong::Here(Problem::request("choose one of the people")));
     }
     let granted: Vec<&str> = params.all("granted").collect();

@@ -12,7 +12,7 @@ use super::graph_id;
 use crate::clock::Timestamp;
 use crate::secret::sha256;
 
-/// The people one can be on the consent page.
+/// The people one can be on the consent page. Each has as many more accounts as anybody likes, as `ada+7@example.com`.
 pub const PEOPLE: &[&str] = &["ada@example.com", "grace@example.com", "linus@example.com"];
 
 /// A mailbox and calendar that everybody may open under `/users/team@example.com/…`.
@@ -103,6 +103,13 @@ impl Attachment {
             "contentBytes": STANDARD.encode(&self.bytes),
         })
     }
+}
+
+/// Whether one can be this person.
+pub(super) fn is_person(email: &str) -> bool {
+    let Some((name, domain)) = email.split_once('@') else { return false };
+    let name = name.split_once('+').map_or(name, |(name, _)| name);
+    PEOPLE.contains(&format!("{name}@{domain}").as_str())
 }
 
 /// The stable id of a person, as the identity endpoint gives it.

@@ -7,6 +7,7 @@ mod audit;
 mod bodies;
 mod cli;
 mod connect;
+mod crash;
 mod disconnect;
 mod drain;
 mod harness;
