@@ -8,6 +8,7 @@ mod bodies;
 mod browser;
 mod cli;
 mod connect;
+mod crash;
 mod disconnect;
 mod drain;
 mod harness;
