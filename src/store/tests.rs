@@ -8,3 +8,4 @@ mod accounts;
 mod fixture;
 mod schema;
 mod trail;
+mod upkeep;

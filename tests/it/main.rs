@@ -11,6 +11,7 @@ mod disconnect;
 mod drain;
 mod harness;
 mod headers;
+mod maintenance;
 mod proxy;
 mod refresh;
 mod secrecy;
