@@ -6,6 +6,7 @@ mod dev;
 mod listeners;
 mod loops;
 mod opening;
+pub mod upkeep;
 
 pub use dev::{DevOptions, dev};
 pub use opening::check;

@@ -174,7 +174,7 @@ fn token_problem(token: &str) -> Option<&'static str> {
 fn store(section: Section<'_>, around: &mut Around<'_>) -> (StoreUrl, Duration) {
     let folder = around.folder;
     let written = section.text("url", |text| match store_url(text, folder)? {
-        StoreUrl::Postgres(url) if has_password(url.expose()) => {
+        url if url.has_password() => {
             Err("a password does not belong in this file: give the whole URL in the environment variable \
                  KEYWARD_STORE_URL (or, as a file's path, KEYWARD_STORE_URL_FILE)"
                 .to_owned())
@@ -195,7 +195,7 @@ fn store(section: Section<'_>, around: &mut Around<'_>) -> (StoreUrl, Duration) 
 }
 
 /// Messages never repeat the URL: it may hold a password.
-fn store_url(text: &str, folder: &Path) -> Result<StoreUrl, String> {
+pub(super) fn store_url(text: &str, folder: &Path) -> Result<StoreUrl, String> {
     let file = text.strip_prefix("sqlite://").or_else(|| text.strip_prefix("sqlite:"));
     match file {
         Some(":memory:") => return Err("a store in memory would lose every account: name a file".into()),
@@ -210,7 +210,7 @@ fn store_url(text: &str, folder: &Path) -> Result<StoreUrl, String> {
         .ok_or_else(|| "\"sqlite://file\" or \"postgres://user@host/database\" is wanted".to_owned())
 }
 
-fn has_password(url: &str) -> bool {
+pub(super) fn has_password(url: &str) -> bool {
     Url::parse(url).is_ok_and(|url| url.password().is_some() || url.query_pairs().any(|(name, _)| name == "password"))
 }
 

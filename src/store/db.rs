@@ -94,6 +94,13 @@ impl<DB: Database> Link<DB> {
             Self::Transaction(transaction) => within(transaction.commit()).await,
         }
     }
+
+    async fn commit_patiently(self) -> Result<()> {
+        match self {
+            Self::Connection(_) => Ok(()),
+            Self::Transaction(transaction) => Ok(transaction.commit().await?),
+        }
+    }
 }
 
 impl Db {
@@ -155,6 +162,25 @@ impl Session {
             Self::Sqlite(link) => link.commit().await,
             Self::Postgres(link) => link.commit().await,
         }
+    }
+
+    /// As [`Session::commit`], however long it takes: for a transaction that holds a whole store.
+    pub(super) async fn commit_patiently(self) -> Result<()> {
+        match self {
+            Self::Sqlite(link) => link.commit_patiently().await,
+            Self::Postgres(link) => link.commit_patiently().await,
+        }
+    }
+
+    /// Lets the statements of this transaction, and the pauses between them, take as long as they do: for work that
+    /// somebody watches and can end.
+    pub(super) async fn be_patient(&mut self) -> Result<()> {
+        if let Self::Postgres(link) = self {
+            let limits = "select set_config('statement_timeout', '0', true), \
+                          set_config('idle_in_transaction_session_timeout', '0', true)";
+            within(sqlx::query(limits).execute(link.connection())).await?;
+        }
+        Ok(())
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection, PgConnection};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 
 use crate::config::StoreUrl;
 
@@ -24,12 +24,17 @@ use super::{Error, Result, leases};
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
-const NEWEST_APPLIED: &str = "select max(version) from _sqlx_migrations";
+pub(super) const NEWEST_APPLIED: &str = "select max(version) from _sqlx_migrations";
 
 const SQLITE_READERS: u32 = 4;
 const SQLITE_WAIT: Duration = Duration::from_secs(5);
 const POSTGRES_CONNECTIONS: u32 = 10;
 const POSTGRES_WAIT: Duration = Duration::from_secs(3);
+
+/// How our connections are called in Postgres's list.
+const NAME: &str = "keyward";
+/// How long a server may take to notice that a connection of ours has gone.
+const NOTICE: Duration = Duration::from_millis(200);
 
 pub(super) async fn open(url: &StoreUrl) -> Result<Db> {
     match url {
@@ -85,7 +90,7 @@ fn make_file(path: &Path) -> io::Result<()> {
 }
 
 async fn open_postgres(url: &str) -> Result<Db> {
-    let options = PgConnectOptions::from_str(url)?.application_name("keyward");
+    let options = PgConnectOptions::from_str(url)?.application_name(NAME);
 
     // A connection of its own: a migration may take longer than a statement of ours ever should, and may have to wait
     // for another instance's.
@@ -111,6 +116,58 @@ async fn open_postgres(url: &str) -> Result<Db> {
         })
         .test_before_acquire(true);
     Ok(Db::Postgres(Arc::new(Postgresql::new(move || pools.clone().connect_lazy_with(options.clone())))))
+}
+
+/// Whether another connection has the database open.
+pub(super) async fn in_use(url: &StoreUrl) -> Result<bool> {
+    match url {
+        StoreUrl::Sqlite(path) => sqlite_in_use(path).await,
+        StoreUrl::Postgres(url) => {
+            let mut tries = 5;
+            while postgres_in_use(url.expose()).await? {
+                tries -= 1;
+                if tries == 0 {
+                    return Ok(true);
+                }
+                tokio::time::sleep(NOTICE).await;
+            }
+            Ok(false)
+        }
+    }
+}
+
+/// Whoever has a database with a write-ahead log open holds a shared lock on the file, also while it does nothing; so it
+/// can be had for oneself alone only when nobody has it open.
+async fn sqlite_in_use(path: &Path) -> Result<bool> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .locking_mode(SqliteLockingMode::Exclusive)
+        .busy_timeout(Duration::from_millis(500));
+    let alone = async {
+        let mut connection = options.connect().await?;
+        sqlx::query("begin immediate").execute(&mut connection).await?;
+        sqlx::query("rollback").execute(&mut connection).await?;
+        connection.close().await
+    };
+    match alone.await {
+        Ok(()) => Ok(false),
+        Err(sqlx::Error::Database(told)) if told.code().is_some_and(|code| is_busy(&code)) => Ok(true),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// `SQLITE_BUSY`, of whatever kind: the kind stands in the higher bits.
+fn is_busy(code: &str) -> bool {
+    code.parse::<i32>().is_ok_and(|code| code & 0xff == 5)
+}
+
+async fn postgres_in_use(url: &str) -> Result<bool> {
+    let options = PgConnectOptions::from_str(url)?.application_name("keyward-looks");
+    let mut connection = within(PgConnection::connect_with(&options)).await?;
+    let sql = "select count(*) from pg_stat_activity where datname = current_database() and application_name = $1";
+    let others: i64 = within(sqlx::query_scalar(sql).bind(NAME).fetch_one(&mut connection)).await?;
+    within(connection.close()).await?;
+    Ok(others > 0)
 }
 
 /// Tells a schema of a newer Keyward from a migration that went wrong.

@@ -9,3 +9,4 @@ mod fixture;
 mod presence;
 mod schema;
 mod trail;
+mod upkeep;
