@@ -58,6 +58,7 @@ impl Store {
                 return Ok(Disconnected::NeedsConfirmation { grants });
             }
         }
+        execute!(&mut tx, "delete from token_candidates where account = $1", id)?;
         // The grants go with the targets: `on delete cascade`.
         let mut gone = fetch_all!(
             &mut tx,
