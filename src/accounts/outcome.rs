@@ -99,11 +99,12 @@ impl Accounts {
         }
     }
 
-    async fn keep_candidate(&self, account: AccountId, refresh: &Secret<String>) {
+    /// Keeps a refresh token that is not the current one and may be good.
+    pub(super) async fn keep_candidate(&self, account: AccountId, refresh: &Secret<String>) {
         let (id, sealed) = self.seal_candidate(refresh);
         let stored = self.parts.store.insert_candidate(id, account, &sealed, self.parts.clock.now()).await;
         if let Err(cause) = stored {
-            tracing::error!(account.id = %account, %cause, "a refresh token that lost its race can't be kept");
+            tracing::error!(account.id = %account, %cause, "a refresh token that may be needed can't be kept");
         }
     }
 
@@ -143,13 +144,16 @@ impl Accounts {
                     let _ = self.parts.store.delete_candidate(candidate.id).await;
                 }
                 // It may still be good: the account is not given up while one candidate is untried.
-                Err(oauth::Error::Transient { .. } | oauth::Error::Misconfigured { .. }) => {
-                    let pause = self.pause(slot, None);
-                    slot.failed(Reason::ProviderUnavailable, self.parts.clock.monotonic() + pause);
-                    return Some(Err(TokenError::Unavailable {
-                        reason: Reason::ProviderUnavailable,
-                        retry_after: pause,
-                    }));
+                Err(passing) => {
+                    if let oauth::Error::Unusable { refresh, .. } = &passing {
+                        // Spent, and what it brought takes its place.
+                        self.keep_candidate(account.id, refresh).await;
+                        let _ = self.parts.store.delete_candidate(candidate.id).await;
+                    }
+                    let reason = Reason::ProviderUnavailable;
+                    self.degrade(slot, account, reason, "a kept refresh token could not be tried", None).await;
+                    let retry_after = slot.wait(self.parts.clock.monotonic());
+                    return Some(Err(TokenError::Unavailable { reason, retry_after }));
                 }
             }
         }
