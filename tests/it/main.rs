@@ -16,4 +16,5 @@ mod refresh;
 mod secrecy;
 mod store_failure;
 mod token_answers;
+mod token_kit;
 mod two_instances;

@@ -93,7 +93,8 @@ async fn a_result_that_can_not_be_stored_is_kept_until_it_is() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_result_that_can_not_be_stored_before_the_end_waits_sealed_for_the_next_start() {
-    let (kw, account, key) = sqlite("[refresh]\nwait = \"500ms\"\ntimeout = \"3s\"\n[shutdown]\ndeadline = \"1s\"").await;
+    let (kw, account, key) =
+        sqlite("[refresh]\nwait = \"500ms\"\ntimeout = \"3s\"\n[shutdown]\ndeadline = \"1s\"").await;
     kw.sandbox().faults().token_times(Fault::SlowAfterWork(Duration::from_millis(400)), 1);
     kw.world.clock.advance(HOURS);
     let asked = mail(&kw, &account, &key);
@@ -150,10 +151,15 @@ impl Relay {
     }
 }
 
-async fn pump(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin, mut frozen: watch::Receiver<bool>) {
+async fn pump(
+    mut from: impl AsyncReadExt + Unpin,
+    mut to: impl AsyncWriteExt + Unpin,
+    mut frozen: watch::Receiver<bool>,
+) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(read) = from.read(&mut buffer).await {
-        if read == 0 || frozen.wait_for(|frozen| !frozen).await.is_err() || to.write_all(&buffer[..read]).await.is_err() {
+        if read == 0 || frozen.wait_for(|frozen| !frozen).await.is_err() || to.write_all(&buffer[..read]).await.is_err()
+        {
             break;
         }
     }
