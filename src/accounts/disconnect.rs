@@ -269,6 +269,8 @@ impl Accounts {
             oauth::Error::Rejected { code, .. } | oauth::Error::Misconfigured { code } => {
                 Failure { code, retry_after: None }
             }
+            // An answer about tokens; a revocation has none.
+            oauth::Error::Unusable { .. } => Failure::of("provider_unavailable"),
         })
     }
 

@@ -315,6 +315,7 @@ fn refused(error: &oauth::Error) -> ConnectError {
             tracing::warn!(why, "a code could not be exchanged");
             failed("provider_unavailable")
         }
+        oauth::Error::Unusable { cause, .. } => refused(cause),
     }
 }
 

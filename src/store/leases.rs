@@ -145,10 +145,11 @@ impl Store {
         Ok(rows.into_iter().map(|(id,)| id).collect())
     }
 
-    /// Keeps a refresh token that lost the race to be stored, so that it can still save the account.
+    /// Keeps a refresh token that lost the race to be stored, so that it can still save the account. Of an account that
+    /// is gone nothing is kept, and of any other the newest ten.
     ///
     /// # Errors
-    /// [`super::Error::Database`]; [`super::Error::NotFound`] when the account is unknown.
+    /// [`super::Error::Database`].
     pub async fn insert_candidate(
         &self,
         id: CandidateId,
@@ -159,12 +160,18 @@ impl Store {
         let mut tx = self.db.write().await?;
         execute!(
             &mut tx,
-            "insert into token_candidates (id, account, token, received_at) values ($1, $2, $3, $4) \
-             on conflict (id) do nothing",
+            "insert into token_candidates (id, account, token, received_at) \
+             select $1, id, $3, $4 from accounts where id = $2 and removed_at is null on conflict (id) do nothing",
             id,
             account,
             token.as_bytes(),
             now.millis(),
+        )?;
+        execute!(
+            &mut tx,
+            "delete from token_candidates where account = $1 and id not in \
+             (select id from token_candidates where account = $1 order by id desc limit 10)",
+            account,
         )?;
         tx.commit().await
     }

@@ -10,7 +10,7 @@ use keyward::clock::Clock;
 use keyward::config::{Config, Env, StoreUrl};
 use keyward::ids::{AuditId, CandidateId, JobId};
 use keyward::secret::{Secret, sha256};
-use keyward::store::{AccountFilter, AuditRow, Disconnected, Page, SessionRow, Store};
+use keyward::store::{AccountFilter, AuditRow, Disconnect, Disconnected, NewRevocation, Page, SessionRow, Store};
 use keyward::vault::{Keyring, Place, Vault};
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -77,9 +77,18 @@ async fn filled(backend: Backend) -> Filled {
     let org = store.organization("default").await.unwrap().unwrap().id;
     let job = JobId::new();
     let place = Place { table: "revocations", row: &job.to_string(), column: "token" };
-    let revoke = [(job, "refresh_token", vault.seal(place, b"to be revoked"))];
-    let gone = gone["id"].as_str().unwrap().parse().unwrap();
-    let done = store.disconnect(org, gone, true, &revoke, now, &record("account.disconnected")).await.unwrap();
+    let token = vault.seal(place, b"to be revoked");
+    let gone = store.account(org, gone["id"].as_str().unwrap().parse().unwrap()).await.unwrap().unwrap();
+    let wish = Disconnect {
+        organization: org,
+        account: gone.id,
+        generation: gone.generation,
+        candidates: Vec::new(),
+        confirm: true,
+        revocations: vec![NewRevocation { id: job, token_kind: "refresh_token", token }],
+        at: now,
+    };
+    let done = store.disconnect(&wish, &record("account.disconnected")).await.unwrap();
     assert!(matches!(done, Disconnected::Done(_)));
     let account_id = account["id"].as_str().unwrap().parse().unwrap();
     // More than one batch of everything that works in batches.

@@ -12,8 +12,8 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::harness::{Answer, World, agent_request, backends, call, slug};
-use crate::token_kit::{Door, HOUR, Person, Stage, bearer, held, moment};
+use crate::harness::{Answer, agent_request, backends, call, slug};
+use crate::token_kit::{HOUR, Person, Stage, bearer, moment};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -27,16 +27,18 @@ fn tokens_of(seen: &[Recorded]) -> BTreeSet<String> {
     seen.iter().map(|seen| bearer(seen.header("authorization")[0])).collect()
 }
 
-/// Makes a draft; answers what the agent gets.
+/// Makes an entry in the calendar; answers what the agent gets.
 async fn post(stage: &Stage, person: &Person, body: Bytes) -> Answer {
-    let path = format!("/proxy/{}/me/messages", person.slug);
+    let path = format!("/proxy/{}/me/events", person.calendar);
     let request = agent_request(&stage.key, "POST", &path).header("content-type", "application/json");
     call(stage.kw.app.proxy_address(), request.body(Full::from(body)).unwrap()).await
 }
 
-/// A draft of about this many bytes.
-fn draft(bytes: usize) -> Bytes {
-    json!({"subject": "draft", "body": {"contentType": "Text", "content": "x".repeat(bytes)}}).to_string().into()
+/// An entry of about this many bytes.
+fn entry(bytes: usize) -> Bytes {
+    let at = |hour| json!({"dateTime": format!("2030-01-01T{hour}:00:00"), "timeZone": "UTC"});
+    let body = json!({"contentType": "Text", "content": "x".repeat(bytes)});
+    json!({"subject": "entry", "body": body, "start": at(10), "end": at(11)}).to_string().into()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -48,7 +50,7 @@ async fn two_hundred_agents_on_an_ended_token_make_one_call() {
         for slug in &slugs {
             stage.kw.grant(&stage.key, slug, "read").await;
         }
-        stage.advance(HOUR);
+        stage.expire();
         let (calls, before) = (stage.calls(), upstream(&stage).len());
         // Long enough for all of them to be waiting.
         stage.kw.sandbox().faults().token_times(Fault::Slow(SECOND), 1);
@@ -75,7 +77,7 @@ async fn a_refresh_survives_everybody_leaving() {
         sandbox.set_rotation(Rotation::Strict);
         let person = stage.person("ada").await;
         for round in 0..5u32 {
-            stage.advance(HOUR);
+            stage.expire();
             let calls = stage.calls();
             sandbox.faults().token_times(Fault::SlowAfterWork(Duration::from_millis(200)), 1);
             let mut agents = Vec::new();
@@ -98,7 +100,7 @@ async fn a_refresh_survives_everybody_leaving() {
             stage.used(&person, "row 38").await;
             assert_eq!(stage.calls() - calls, 1, "row 38, round {round}: one call");
         }
-        stage.advance(HOUR);
+        stage.expire();
         stage.used(&person, "row 38: the next refresh").await;
         assert_eq!(sandbox.counters().reuse_detected, 0, "row 38");
         stage.kw.stop().await;
@@ -147,7 +149,7 @@ async fn a_token_is_refreshed_early_by_five_minutes_or_a_quarter_of_its_life() {
             assert_eq!(stage.used(&person, name).await, person.first_token, "{name}: nobody waits for it");
             let ends = stage.now().after(life);
             stage.until(&person, name, |account| moment(account, "access_expires_at") == ends).await;
-            assert_ne!(stage.used(&person, name).await, person.first_token, "{name}: the new one from here on");
+            stage.renewed(&person, &person.first_token, name).await;
             assert_eq!(stage.calls() - calls, 1, "{name}");
         }
         stage.kw.stop().await;
@@ -160,7 +162,7 @@ async fn a_token_that_an_upstream_refuses_costs_one_refresh_and_one_replay() {
         let stage = Stage::new(backend, "").await;
         let sandbox = stage.kw.sandbox();
         let person = stage.person("ada").await;
-        for (what, body) in [("a GET", None), ("a small POST", Some(draft(100))), ("64 KiB", Some(draft(65_000)))] {
+        for (what, body) in [("a GET", None), ("a small POST", Some(entry(100))), ("64 KiB", Some(entry(65_000)))] {
             // What a refresh brought is trusted for a while: see below.
             stage.advance(MINUTE);
             sandbox.expire_access_of(&person.email);
@@ -180,8 +182,9 @@ async fn a_token_that_an_upstream_refuses_costs_one_refresh_and_one_replay() {
             assert_eq!(&seen[1].body_start[..], &body[..body.len().min(4096)], "row 31, {what}: the same body");
             assert_eq!(stage.state(&person).await.0, "connected");
         }
-        let drafts = stage.get(&person).await.json()["value"].as_array().unwrap().clone();
-        let made = drafts.iter().filter(|message| message["subject"] == "draft").count();
+        let path = format!("/proxy/{}/me/events?$top=1000", person.calendar);
+        let entries = stage.kw.agent(&stage.key, "GET", &path).await.json()["value"].as_array().unwrap().clone();
+        let made = entries.iter().filter(|entry| entry["subject"] == "entry").count();
         assert_eq!(made, 2, "row 31: each POST had its effect once");
         assert_eq!(stage.told(&person).await, [""; 0], "row 31");
         stage.kw.stop().await;
@@ -195,18 +198,15 @@ async fn a_large_body_is_not_sent_twice() {
         let person = stage.person("ada").await;
         stage.kw.sandbox().expire_access_of(&person.email);
         let (calls, before) = (stage.calls(), upstream(&stage).len());
-        let refused = post(&stage, &person, draft(70_000)).await;
+        let refused = post(&stage, &person, entry(70_000)).await;
         assert_eq!(refused.status, 401, "row 31: the agent decides what to do with its body");
         assert_eq!(refused.header("keyward-error"), "", "row 31: the upstream's own answer");
         assert_eq!(upstream(&stage).len() - before, 1, "row 31: sent once");
         // The token is renewed all the same, so that the next try works.
-        let first = person.first_token.clone();
         stage.kw.sandbox().wait_until(|counters| counters.refreshes("ok") == 1).await;
-        let ends = stage.now().after(HOUR);
-        stage.until(&person, "row 31", |account| moment(account, "access_expires_at") == ends).await;
-        let made = post(&stage, &person, draft(70_000)).await;
+        assert_ne!(stage.used(&person, "row 31").await, person.first_token);
+        let made = post(&stage, &person, entry(70_000)).await;
         assert_eq!(made.status, 201, "row 31: {}", made.text());
-        assert_ne!(stage.last_token(), first);
         assert_eq!(stage.calls() - calls, 1, "row 31");
         stage.kw.stop().await;
     }
@@ -298,7 +298,7 @@ async fn a_token_is_stored_before_it_is_used() {
         let sandbox = stage.kw.sandbox();
         let person = stage.person("ada").await;
         for _ in 0..5 {
-            stage.advance(HOUR);
+            stage.expire();
             let before = sandbox.counters().api_calls;
             let (_, spent) = stage.tokens(&person.id).await;
             // The upstream has the request, and takes its time with the answer.
@@ -331,27 +331,32 @@ async fn twenty_refreshes_in_a_row_are_survived_whatever_the_rotation() {
         ] {
             sandbox.set_rotation(rotation);
             let person = stage.person(name).await;
-            let mut seen = BTreeSet::from([person.first_token.clone()]);
+            let mut last = person.first_token.clone();
+            let mut seen = BTreeSet::from([last.clone()]);
             let calls = stage.calls();
             for round in 1..=20 {
                 // Ended by its time, by an operator's wish, or early, in turn.
-                match round % 3 {
-                    0 => stage.advance(HOUR),
+                let next = match round % 3 {
+                    0 => {
+                        stage.expire();
+                        stage.used(&person, name).await
+                    }
                     1 => {
                         stage.kw.api("POST", &format!("/accounts/{}/refresh", person.id), None).await;
+                        stage.used(&person, name).await
                     }
                     _ => {
                         stage.advance(56 * MINUTE);
-                        stage.used(&person, name).await;
-                        let ends = stage.now().after(HOUR);
-                        stage.until(&person, name, |account| moment(account, "access_expires_at") == ends).await;
+                        stage.renewed(&person, &last, name).await
                     }
-                }
-                assert!(seen.insert(stage.used(&person, name).await), "{name}, round {round}: a new token");
+                };
+                assert!(seen.insert(next.clone()), "{name}, round {round}: a new token");
+                last = next;
             }
             assert_eq!(stage.calls() - calls, 20, "{name}");
             assert_eq!(sandbox.counters().reuse_detected, 0, "{name}");
             assert_eq!(stage.told(&person).await, [""; 0], "{name}");
+            stage.leave(&person).await;
         }
         stage.kw.stop().await;
     }
@@ -360,26 +365,30 @@ async fn twenty_refreshes_in_a_row_are_survived_whatever_the_rotation() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accounts_that_end_together_are_refreshed_a_few_at_a_time() {
     for backend in backends() {
-        let world = World::with_clock(backend, held()).await;
-        let door = Door::open(0, world.sandbox.address(), None).await;
-        let toml = format!(
-            "[refresh]\nper_provider = 3\n[providers.sandbox.oauth]\nrefresh_url = \"http://{}/oauth/token\"",
-            door.address
-        );
-        let stage = Stage::in_world(world, &toml).await;
+        let stage = Stage::new(backend, "[refresh]\nper_provider = 3").await;
         let mut people = Vec::new();
         for n in 0..12 {
             people.push(stage.person(&format!("p{n}")).await);
         }
-        stage.advance(HOUR);
+        stage.expire();
         let calls = stage.calls();
         stage.kw.sandbox().faults().token(Fault::Slow(Duration::from_millis(150)));
-        let answers = join_all(people.iter().map(|person| stage.get(person))).await;
+        let (refreshes, mut most) = (stage.kw.sandbox().counters().refresh_calls(), 0);
+        let agents = join_all(people.iter().map(|person| stage.get(person)));
+        // Arrived and not yet worked on.
+        let watching = stage.kw.sandbox().wait_until(|counters| {
+            most = most.max(counters.token_arrived - calls - (counters.refresh_calls() - refreshes));
+            false
+        });
+        let answers = tokio::select! {
+            answers = agents => answers,
+            () = watching => unreachable!("it watches for ever"),
+        };
         for answer in answers {
             assert_eq!(answer.status, 200, "row 35: {}", answer.text());
         }
         assert_eq!(stage.calls() - calls, 12, "row 35: one call for each account");
-        assert_eq!(door.most(), 3, "row 35: three at once, and never more");
+        assert_eq!(most, 3, "row 35: three at once, and never more");
         stage.kw.stop().await;
     }
 }
@@ -389,7 +398,7 @@ async fn one_account_in_trouble_leaves_the_others_alone() {
     for backend in backends() {
         let stage = Stage::new(backend, "").await;
         let (ada, grace) = (stage.person("ada").await, stage.person("grace").await);
-        stage.advance(HOUR);
+        stage.expire();
         stage.kw.sandbox().faults().token_times(Fault::Hang, 1);
         let calls = stage.calls();
         let stuck = stage.get(&ada);

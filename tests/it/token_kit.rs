@@ -37,6 +37,8 @@ pub struct Person {
     pub id: String,
     /// The mail target's.
     pub slug: String,
+    /// The calendar target's.
+    pub calendar: String,
     /// The access token that the connect flow brought.
     pub first_token: String,
 }
@@ -68,7 +70,8 @@ impl Stage {
         }
         let id = account["id"].as_str().unwrap().to_owned();
         let first_token = self.tokens(&id).await.0;
-        let person = Person { email, slug: slug(&account, "mail"), id, first_token };
+        let person =
+            Person { email, slug: slug(&account, "mail"), calendar: slug(&account, "calendar"), id, first_token };
         assert_eq!(self.used(&person, "the first request").await, person.first_token);
         person
     }
@@ -77,8 +80,19 @@ impl Stage {
         self.kw.world.clock.advance(span);
     }
 
+    /// Past the end of every token, and past the time for which the keeper looks after an account that was used: from
+    /// here on tokens are refreshed when somebody asks.
+    pub fn expire(&self) {
+        self.advance(HOUR + Duration::from_secs(60));
+    }
+
     pub fn now(&self) -> Timestamp {
         self.kw.world.clock.now()
+    }
+
+    /// Disconnects somebody, so that what comes is about others alone.
+    pub async fn leave(&self, person: &Person) {
+        self.kw.api("DELETE", &format!("/accounts/{}?confirm=true", person.id), None).await;
     }
 
     /// What an agent gets that reads the person's mail.
@@ -92,6 +106,19 @@ impl Stage {
         assert_eq!(answer.status, 200, "{what}: {}", answer.text());
         assert!(answer.json()["value"].is_array(), "{what}: {}", answer.text());
         self.last_token()
+    }
+
+    /// Waits until requests use another token than `old`, which a refresh that nobody waits for brings about.
+    pub async fn renewed(&self, person: &Person, old: &str, what: &str) -> String {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let token = self.used(person, what).await;
+            if token != old {
+                return token;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{what}: still the old token");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// The access token of the last request that reached the upstream.
@@ -274,10 +301,7 @@ pub fn moment(account: &Value, name: &str) -> Timestamp {
 /// A place before the sandbox that counts who comes through, over TLS or not.
 pub struct Door {
     pub address: SocketAddr,
-    /// Connections so far.
     came: Arc<AtomicUsize>,
-    /// The most that were inside at once.
-    most: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -286,14 +310,13 @@ impl Door {
     pub async fn open(port: u16, sandbox: SocketAddr, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let [came, most, inside] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
-        let (counted, peak) = (Arc::clone(&came), Arc::clone(&most));
+        let came = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&came);
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 counted.fetch_add(1, Ordering::SeqCst);
-                peak.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                let (tls, inside) = (tls.clone(), Arc::clone(&inside));
+                let tls = tls.clone();
                 tokio::spawn(async move {
                     match tls {
                         Some(tls) => {
@@ -303,19 +326,15 @@ impl Door {
                         }
                         None => through(stream, sandbox).await,
                     }
-                    inside.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
-        Self { address, came, most, task }
+        Self { address, came, task }
     }
 
+    /// Connections so far.
     pub fn came(&self) -> usize {
         self.came.load(Ordering::SeqCst)
-    }
-
-    pub fn most(&self) -> usize {
-        self.most.load(Ordering::SeqCst)
     }
 
     /// Connecting is refused from here on. Answers the port.

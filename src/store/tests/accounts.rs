@@ -175,7 +175,7 @@ async fn of_two_saves_of_one_generation_one_wins() {
                 let (store, id) = (f.store.clone(), account.id);
                 let note = record(Some(f.org), "account.refreshed");
                 let new = NewTokens { scopes: Some(vec![n.to_string()]), ..tokens(&n.to_string()) };
-                tokio::spawn(async move { (n, store.save_tokens(id, 1, &new, at(30), Some(&note)).await.unwrap()) })
+                tokio::spawn(async move { (n, store.save_tokens(id, 1, &new, at(30), &[note]).await.unwrap()) })
             })
             .collect();
         let mut winners = Vec::new();
@@ -209,8 +209,8 @@ async fn saved_tokens_heal_the_account_and_keep_what_is_not_new() {
             .await
             .unwrap();
         let new = NewTokens { refresh: None, ..tokens("second") };
-        assert!(f.store.save_tokens(account.id, 1, &new, at(30), None).await.unwrap());
-        assert!(!f.store.save_tokens(account.id, 1, &new, at(31), None).await.unwrap());
+        assert!(f.store.save_tokens(account.id, 1, &new, at(30), &[]).await.unwrap());
+        assert!(!f.store.save_tokens(account.id, 1, &new, at(31), &[]).await.unwrap());
         let kept = f.store.tokens(account.id).await.unwrap().unwrap();
         assert_eq!(kept.refresh.unwrap().as_bytes(), b"refresh first");
         let healed = kept.account;
@@ -315,7 +315,7 @@ async fn disconnecting_asks_first_and_then_takes_everything() {
 
         // Nothing that was under way brings it back.
         for generation in 1..=2 {
-            assert!(!f.store.save_tokens(account.id, generation, &tokens("late"), at(41), None).await.unwrap());
+            assert!(!f.store.save_tokens(account.id, generation, &tokens("late"), at(41), &[]).await.unwrap());
             let (status, validity) = (Status::Connected, Validity::Valid);
             assert!(
                 !f.store
@@ -353,7 +353,7 @@ async fn a_disconnect_counts_for_the_tokens_it_was_decided_from() {
     on_each(async |f| {
         let account = f.saved_account("ada").await;
         let note = || record(Some(f.org), "account.disconnected");
-        assert!(f.store.save_tokens(account.id, 1, &tokens("second"), at(30), None).await.unwrap());
+        assert!(f.store.save_tokens(account.id, 1, &tokens("second"), at(30), &[]).await.unwrap());
         let decided = leaving(&account, &[revocation()]);
         assert_eq!(f.store.disconnect(&decided, &note()).await.unwrap(), Disconnected::Moved);
 

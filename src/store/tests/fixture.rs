@@ -137,6 +137,7 @@ pub(super) fn tokens(text: &str) -> NewTokens {
         access_ttl_ms: 3_600_000,
         refresh_expires_at: None,
         scopes: None,
+        missing_scopes: None,
     }
 }
 

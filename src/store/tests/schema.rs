@@ -145,7 +145,7 @@ async fn every_unit_of_work_may_move_between_threads() {
         moves(store.accounts(f.org, &AccountFilter::default(), &page));
         moves(store.tokens(account.id));
         moves(store.save_connected(&save, &note));
-        moves(store.save_tokens(account.id, 1, &save.tokens, at(0), Some(&note)));
+        moves(store.save_tokens(account.id, 1, &save.tokens, at(0), std::slice::from_ref(&note)));
         let gone = leaving(&account, &[]);
         moves(store.disconnect(&gone, &note));
         moves(store.every_candidate(account.id));
