@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::Full;
+use keyward::sandbox::Counters;
 use serde_json::Value;
 use url::Url;
 
@@ -141,6 +142,12 @@ pub async fn consent_without(authorization: &Url, person: &str, unticked: &[&str
     let answer = call(address, request).await;
     assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.text());
     Url::parse(answer.header("location")).unwrap()
+}
+
+/// Waits until the sandbox has counted something.
+pub async fn counted(keyward: &Keyward, done: impl FnMut(&Counters) -> bool) {
+    let counted = tokio::time::timeout(Duration::from_secs(10), keyward.sandbox().wait_until(done)).await;
+    assert!(counted.is_ok(), "{:?}", keyward.sandbox().counters());
 }
 
 /// Records of an account with this action, newest first; waits until there are `wanted` of them.

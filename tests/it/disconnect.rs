@@ -9,7 +9,7 @@ use keyward::sandbox::{Fault, Place};
 use keyward::vault::Sealed;
 use serde_json::{Value, json};
 
-use crate::browser::{Browser, trail};
+use crate::browser::{Browser, counted, trail};
 use crate::connect::connect_in;
 use crate::harness::{Backend, Keyward, Settings, World, backends, consent, open_flow, paste_back, slug};
 
@@ -82,7 +82,7 @@ async fn the_grant_is_revoked_once_and_the_trail_says_so() {
         let keyward = Keyward::with(backend, Settings::default()).await;
         let account = keyward.connect(ADA).await;
         keyward.api("DELETE", &format!("/accounts/{}", id(&account)), None).await;
-        keyward.sandbox().wait_until(|counters| counters.revocations == 1).await;
+        counted(&keyward, |counters| counters.revocations == 1).await;
         let outcome = &trail(&keyward, id(&account), "account.revoked_at_provider", 1).await[0];
         assert_eq!(outcome["detail"]["outcome"], "ok");
         assert_eq!((&outcome["detail"]["tries"], &outcome["actor"]), (&json!(1), &json!("system")));
@@ -244,7 +244,7 @@ async fn accounts_that_share_a_grant_are_not_revoked_under_each_other() {
         // The last one takes the grant with it.
         let path = format!("/api/organizations/other/accounts/{}", id(&third));
         assert_eq!(keyward.admin("DELETE", &path, None).await.status, StatusCode::OK);
-        keyward.sandbox().wait_until(|counters| counters.revoke_calls == 1).await;
+        counted(&keyward, |counters| counters.revoke_calls == 1).await;
         keyward.stop().await;
     }
 }
@@ -294,7 +294,7 @@ async fn a_refresh_under_way_brings_nothing_back_and_its_tokens_are_revoked() {
         keyward.sandbox().faults().times(Place::Revoke, failing(), 1);
         let refresh_path = format!("{}/refresh", path(&account));
         let refresh = tokio::spawn(async move { crate::harness::admin(address, "POST", &refresh_path, None).await });
-        keyward.sandbox().wait_for_token_calls(2).await;
+        counted(&keyward, |counters| counters.token_arrived >= 2).await;
         keyward.api("DELETE", &format!("/accounts/{}?confirm=true", id(&account)), None).await;
         assert!(!refresh.is_finished(), "the refresh is still under way");
         let refused = refresh.await.unwrap();
@@ -303,7 +303,7 @@ async fn a_refresh_under_way_brings_nothing_back_and_its_tokens_are_revoked() {
         assert_eq!(keyward.api("GET", "/accounts", None).await["items"], json!([]));
         assert_eq!(keyward.api("GET", "/targets", None).await["items"], json!([]));
         assert_eq!(keyward.agent(&key, "GET", &messages(&account)).await.refusal(), "target_not_found");
-        keyward.sandbox().wait_until(|counters| counters.revocations == 1).await;
+        counted(&keyward, |counters| counters.revocations == 1).await;
         let counters = keyward.sandbox().counters();
         assert_eq!((counters.refreshes("ok"), counters.revoke_calls), (1, 1));
         assert!(counters.families.values().all(|family| family.revoked));
@@ -327,7 +327,7 @@ async fn disconnecting_while_it_is_refreshed_leaves_nothing_behind() {
                     }
                 }
             });
-            keyward.sandbox().wait_until(|counters| counters.refreshes("ok") > round).await;
+            counted(&keyward, |counters| counters.refreshes("ok") > round).await;
             let gone = keyward.admin("DELETE", &path, None).await;
             assert_eq!(gone.status, StatusCode::OK, "{}", gone.text());
             refresh.await.unwrap();
@@ -353,7 +353,7 @@ async fn candidates_go_with_their_account_although_they_do_not_open() {
         }
         keyward.api("DELETE", &format!("/accounts/{}", id(&account)), None).await;
         assert!(store.every_candidate(account_id).await.unwrap().is_empty());
-        keyward.sandbox().wait_until(|counters| counters.revocations == 1).await;
+        counted(&keyward, |counters| counters.revocations == 1).await;
         keyward.stop().await;
     }
 }

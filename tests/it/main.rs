@@ -13,6 +13,7 @@ mod drain;
 mod harness;
 mod headers;
 mod proxy;
+mod reconnect;
 mod refresh;
 mod secrecy;
 mod store_failure;

@@ -150,7 +150,7 @@ pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 fn find(text: &[u8], part: &[u8]) -> Option<usize> {
-    text.windows(part.len()).position(|window| window == part)
+    memchr::memmem::find(text, part)
 }
 
 /// Whether `part` is in `text`.
@@ -329,5 +329,135 @@ impl Keyward {
         assert_eq!(answer.header("content-type"), "application/json", "{what}");
         assert_eq!(answer.header("cache-control"), "no-store", "{what}");
         assert_eq!(self.seen(), before, "{what}: something went upstream");
+    }
+}
+
+/// A request that [`Strict`] has seen.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Method and URL.
+    pub line: String,
+    /// In their order, names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// Whether head and body were whole and well-formed; else why not.
+    pub fault: Option<&'static str>,
+}
+
+impl Seen {
+    pub fn values(&self, name: &str) -> Vec<&str> {
+        self.headers.iter().filter(|(line, _)| line == name).map(|(_, value)| value.as_str()).collect()
+    }
+}
+
+/// An upstream that reads requests by the letter of RFC 9112 and answers each with 200 and its own number.
+pub struct Strict {
+    pub upstream: Upstream,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Strict {
+    pub async fn start() -> Self {
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let list = Arc::clone(&seen);
+        let upstream = Upstream::start(move |mut line| {
+            let list = Arc::clone(&list);
+            async move {
+                while let Some(seen) = strictly(&mut line).await {
+                    let (fine, answer) = {
+                        let mut list = list.lock().unwrap();
+                        let fine = seen.fault.is_none();
+                        list.push(seen);
+                        let body = format!("answer {}", list.len());
+                        (fine, format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+                    };
+                    if !fine || !line.say(answer).await {
+                        return;
+                    }
+                }
+            }
+        })
+        .await;
+        Self { upstream, seen }
+    }
+
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// Requests that were whole.
+    pub fn whole(&self) -> Vec<Seen> {
+        self.seen().into_iter().filter(|seen| seen.fault.is_none()).collect()
+    }
+}
+
+async fn strictly(line: &mut Line) -> Option<Seen> {
+    let head = line.head().await;
+    if head.is_empty() {
+        return None;
+    }
+    let mut seen = Seen { line: String::new(), headers: Vec::new(), body: Vec::new(), fault: None };
+    seen.fault = read_strictly(line, &head, &mut seen.line, &mut seen.headers, &mut seen.body).await.err();
+    Some(seen)
+}
+
+async fn read_strictly(
+    line: &mut Line,
+    head: &[u8],
+    request: &mut String,
+    headers: &mut Vec<(String, String)>,
+    body: &mut Vec<u8>,
+) -> Result<(), &'static str> {
+    let head = std::str::from_utf8(head).map_err(|_| "a head that is not text")?;
+    let mut lines = head.strip_suffix("\r\n\r\n").ok_or("half a head")?.split("\r\n");
+    *request = lines.next().and_then(|line| line.strip_suffix(" HTTP/1.1")).ok_or("no request line")?.to_owned();
+    for line in lines {
+        let (name, value) = line.split_once(": ").ok_or("no header line")?;
+        let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        if name.is_empty() || !name.bytes().all(token) || value.bytes().any(|byte| byte < b' ' || byte == 0x7f) {
+            return Err("a bad header line");
+        }
+        headers.push((name.to_ascii_lowercase(), value.to_owned()));
+    }
+    let values = |name: &str| headers.iter().filter(|(line, _)| line == name).map(|(_, v)| v).collect::<Vec<_>>();
+    let (lengths, codings) = (values("content-length"), values("transfer-encoding"));
+    if values("host").len() != 1 {
+        return Err("not one host");
+    }
+    match (&lengths[..], &codings[..]) {
+        ([], []) => Ok(()),
+        ([length], []) => {
+            let length = length.parse().map_err(|_| "a bad length")?;
+            *body = line.exactly(length).await.ok_or("a body that was cut")?;
+            Ok(())
+        }
+        ([], [coding]) if *coding == "chunked" => loop {
+            let size = String::from_utf8(line.until(b"\r\n").await).map_err(|_| "a bad size")?;
+            let size = size.strip_suffix("\r\n").ok_or("a body that was cut")?;
+            let size = usize::from_str_radix(size, 16).map_err(|_| "a bad size")?;
+            let piece = line.exactly(size + 2).await.ok_or("a body that was cut")?;
+            body.extend_from_slice(piece.strip_suffix(b"\r\n").ok_or("a bad chunk")?);
+            if size == 0 {
+                return Ok(());
+            }
+        },
+        _ => Err("doubtful framing"),
+    }
+}
+
+impl Line {
+    /// So many bytes, if they come.
+    pub async fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
+        while self.ahead.len() < length {
+            let mut piece = [0u8; 16 * 1024];
+            match self.tcp.read(&mut piece).await {
+                Ok(0) | Err(_) => return None,
+                Ok(got) => {
+                    self.seen.lock().unwrap().extend_from_slice(&piece[..got]);
+                    self.ahead.extend_from_slice(&piece[..got]);
+                }
+            }
+        }
+        Some(self.ahead.drain(..length).collect())
     }
 }
