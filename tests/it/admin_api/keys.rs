@@ -38,6 +38,11 @@ async fn a_key_is_made_read_changed_and_revoked() {
         assert_eq!(keyward.api("GET", &path, None).await, record);
         assert_eq!(keyward.api("GET", "/keys", None).await, json!({"items": [record], "next_cursor": null}));
         assert!(works(&keyward, &secret).await);
+        // Its use is written beside the record of the request; once a minute is enough.
+        let requests = keyward.audit(&format!("&key={id}&status=200")).await;
+        assert_eq!(requests.len(), 1, "{requests:?}");
+        record["last_used_at"] = requests[0]["at"].clone();
+        assert_eq!(keyward.api("GET", &path, None).await, record);
 
         let changed = keyward.api("PATCH", &path, Some(json!({"name": "other"}))).await;
         record["name"] = json!("other");

@@ -90,7 +90,7 @@ fn other_sealing_keys_refuse_to_start_and_change_nothing() {
         let shell = Shell::new(folder.path()).with("KEYWARD_ADMIN_TOKEN", ADMIN).with("KEYWARD_SEALING_KEYS", &keys);
         let err = shell.run("serve").failed(1);
         assert!(err.contains("the sealing keys are not the ones that this store was sealed with"), "{err}");
-        assert!(!err.contains(other) && !err.contains("ready"), "{err}");
+        assert!(!err.contains(other) && !err.contains("is ready"), "{err}");
     }
     // With the old key behind the new one it starts: that is how keys are renewed.
     let both = format!("new:{other},{SEALING}");
@@ -113,7 +113,7 @@ fn a_port_that_is_taken_is_told() {
         let err = shell.run("serve").failed(1);
         let wanted = format!("{section}.listen: can't listen on {taken}");
         assert!(err.lines().any(|line| line.starts_with(&wanted)), "{err}");
-        assert!(err.to_lowercase().contains("in use") && !err.contains("ready"), "{err}");
+        assert!(err.to_lowercase().contains("in use") && !err.contains("is ready"), "{err}");
     }
 }
 
@@ -127,13 +127,9 @@ fn two_instances_on_one_address_are_told_too() {
     let text = format!("[proxy]\nlisten = \"{agents}\"\nworkers = 2\n[admin]\nlisten = \"{people}\"\n");
     shell.file("gateway.toml", &text);
     let err = shell.run("serve").failed(1);
-    assert!(
-        err.contains(&format!(
-            "listen: can't listen on {}",
-            if err.contains("proxy.listen") { agents } else { people }
-        )),
-        "{err}"
-    );
+    // Which of the two it meets first is the system's business: workers share their address.
+    let wanted = [format!("proxy.listen: can't listen on {agents}"), format!("admin.listen: can't listen on {people}")];
+    assert!(wanted.iter().any(|wanted| err.starts_with(wanted)), "{err}");
     first.signal(Signal::TERM);
     assert_eq!(first.end().code, Some(0));
 }
