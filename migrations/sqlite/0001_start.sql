@@ -61,6 +61,8 @@ create table accounts (
     lease_owner text,
     lease_until bigint,
     refresh_started_at bigint,
+    -- When people were told that the refresh token itself ends soon.
+    reconnect_soon_at bigint,
     created_at bigint not null,
     updated_at bigint not null,
     removed_at bigint,
@@ -69,6 +71,9 @@ create table accounts (
 );
 create unique index accounts_by_identity on accounts (organization, provider, subject) where removed_at is null;
 create index accounts_by_unresolved on accounts (refresh_started_at) where refresh_started_at is not null;
+create index accounts_by_trouble on accounts (updated_at) where status = 'degraded' and removed_at is null;
+create index accounts_by_idleness on accounts (access_expires_at) where status = 'connected' and removed_at is null;
+create index accounts_by_refresh_end on accounts (refresh_expires_at) where refresh_expires_at is not null;
 create index accounts_by_organization on accounts (organization, id) where removed_at is null;
 
 -- Refresh tokens that were received and lost the race to be stored; tried before an account is given up.
@@ -134,6 +139,7 @@ create table revocations (
     organization text not null references organizations (id),
     account text not null references accounts (id),
     provider text not null,
+    subject text not null,
     captures text not null,
     token_kind text not null,
     token blob not null,

@@ -6,18 +6,22 @@ mod compile;
 mod credential;
 mod keys;
 mod policy;
+mod spread;
 mod targets;
 
 pub use acts::{AccessError, KeyChange, NewKey};
 pub use keys::{AgentKey, KeyError};
 pub use policy::{Agent, Credential, Fence, Grant, Policy, Reject, Target, TargetKind, Verdict};
+pub use spread::Stale;
 pub use targets::{NewTarget, TargetChange};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use crate::catalog::Catalog;
 use crate::clock::Clock;
@@ -35,6 +39,8 @@ pub struct Access {
     policy: ArcSwap<Policy>,
     /// One reload at a time: a later one must never publish an earlier view.
     reload: tokio::sync::Mutex<()>,
+    revisions: watch::Sender<i64>,
+    freshness: spread::Freshness,
 }
 
 impl Access {
@@ -48,6 +54,7 @@ impl Access {
         catalog: &Catalog,
         clock: Clock,
         system: BTreeMap<String, SystemTarget>,
+        max_stale: Duration,
     ) -> anyhow::Result<Arc<Self>> {
         let compiler = compile::Compiler::new(catalog, &system)?;
         let slugs: Vec<_> = system.iter().map(|(slug, target)| (slug.clone(), target.name.clone())).collect();
@@ -63,15 +70,11 @@ impl Access {
             system,
             policy: ArcSwap::default(),
             reload: tokio::sync::Mutex::default(),
+            revisions: watch::Sender::new(0),
+            freshness: spread::Freshness::new(max_stale),
         };
         access.reload().await?;
         Ok(Arc::new(access))
-    }
-
-    /// The view of this moment. One load; hold it for one request and no longer.
-    #[must_use]
-    pub fn snapshot(&self) -> Arc<Policy> {
-        self.policy.load_full()
     }
 
     /// A target of `gateway.toml`.
@@ -88,7 +91,9 @@ impl Access {
         let _one = self.reload.lock().await;
         let rows = self.store.policy().await.context("reading the policy")?;
         let policy = self.compiler.compile(rows, &self.vault);
+        let revision = policy.revision();
         self.policy.store(Arc::new(policy));
+        self.revisions.send_replace(revision);
         Ok(())
     }
 }

@@ -65,6 +65,8 @@ pub(super) struct Slot {
     held: ArcSwapOption<Held>,
     /// Monotonic ms before which no refresh is tried: the backoff of a provider in trouble.
     retry_at: AtomicU64,
+    /// Monotonic ms, to the second, at which a request last wanted the token.
+    used_at: AtomicU64,
     trouble: Mutex<Trouble>,
 }
 
@@ -90,6 +92,14 @@ impl Slot {
 
     pub(super) fn publish(&self, held: Held) {
         self.held.store(Some(Arc::new(held)));
+    }
+
+    /// Notes that a request wants the token. Written once a second at most: the line is shared between cores.
+    pub(super) fn used(&self, now: Duration) {
+        let now = millis(now);
+        if now.saturating_sub(self.used_at.load(Ordering::Relaxed)) >= 1_000 {
+            self.used_at.store(now, Ordering::Relaxed);
+        }
     }
 
     /// Whether a refresh may be tried at `now`.
@@ -169,6 +179,41 @@ impl Cache {
         });
         // Whoever came first won; `rcu` answers the map that was replaced.
         before.get(&id).cloned().or_else(|| shard.load().get(&id).cloned()).unwrap_or(fresh)
+    }
+
+    /// Accounts used since `used` whose token lives and is in its margin for longer than `delay(id, margin)`.
+    pub(super) fn in_margin(
+        &self,
+        now: Duration,
+        used: Duration,
+        delay: impl Fn(AccountId, Duration) -> Duration,
+    ) -> Vec<AccountId> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            for (id, slot) in shard.load().iter() {
+                if let Some(Held::Live { soon, dead, .. }) = slot.held().as_deref()
+                    && now >= *soon + delay(*id, dead.saturating_sub(*soon))
+                    && slot.used_at.load(Ordering::Relaxed) >= millis(used)
+                {
+                    found.push(*id);
+                }
+            }
+        }
+        found
+    }
+
+    /// Forgets every account that is known to be disconnected.
+    pub(super) fn forget_disconnected(&self) {
+        for shard in &self.shards {
+            let gone = |slot: &Slot| matches!(slot.held().as_deref(), Some(Held::Disconnected { .. }));
+            if shard.load().values().any(|slot| gone(slot)) {
+                shard.rcu(|map| {
+                    let mut map = Shard::clone(map);
+                    map.retain(|_, slot| !gone(slot));
+                    map
+                });
+            }
+        }
     }
 
     /// Forgets what is known of an account: the next request reads its row. Requests that hold the old slot finish with

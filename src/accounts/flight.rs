@@ -19,6 +19,10 @@ pub(super) enum Why {
     Dead,
     /// The token is old: one outside its margin will do.
     Soon,
+    /// The last refresh failed in passing: a new one, so that the account heals by itself.
+    Troubled,
+    /// A refresh began and its result was never stored: a new one at once, while an old refresh token may still count.
+    Unresolved,
     /// An upstream refused the token of this generation: a newer one is needed.
     Doubted(i64),
     /// A person asked: a new one in any case, whatever the backoff says.

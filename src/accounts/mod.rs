@@ -8,22 +8,27 @@ mod connect;
 mod disconnect;
 mod finish;
 mod flight;
+mod keeper;
 mod managed;
 mod outcome;
 mod publish;
 mod refresh;
 mod scopes;
+mod spill;
 mod token;
 mod validate;
 mod view;
+mod watch;
 
 pub use cache::Bearer;
 pub use connect::{Begin, Begun, Callback, ConnectError, Connected, Opened, Proof};
 pub use disconnect::DisconnectError;
+pub use keeper::Kept;
 pub use token::TokenError;
 pub use validate::{RefreshError, Validation};
 pub use view::AccountView;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::access::Access;
@@ -60,6 +65,8 @@ pub struct Parts {
     pub instance: InstanceId,
     /// Where tasks run.
     pub shutdown: Shutdown,
+    /// Where tokens wait that could not be stored before the end.
+    pub spill: PathBuf,
     /// `[refresh]`.
     pub config: Refresh,
     /// The admin listener's public URL without a trailing slash: redirect URIs and reconnect links start with it.

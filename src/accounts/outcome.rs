@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::audit::{Actor, Record};
-use crate::ids::{self, AccountId, CandidateId};
+use crate::ids::{self, AccountId};
 use crate::oauth::{self, Tokens};
 use crate::secret::Secret;
-use crate::store::{AccountRow, NewTokens, Reason, Status, StatusChange, Validity};
+use crate::store::{AccountRow, AccountTokens, NewTokens, Reason, Status, StatusChange, Validity};
 use crate::vault::Place;
 
 use super::cache::{Held, Slot};
@@ -26,8 +26,15 @@ impl Accounts {
     /// Stores new tokens, however long it takes, then publishes them.
     pub(super) async fn keep(&self, slot: &Slot, account: &AccountRow, tokens: Tokens) -> Result<Bearer, TokenError> {
         let new = self.seal(account.id, &tokens);
-        if !self.save(account, &new).await {
-            return self.lost(slot, account, tokens).await;
+        match self.save(account, &new).await {
+            Some(true) => {}
+            Some(false) => return self.lost(slot, account, tokens).await,
+            None => {
+                if let Some(refresh) = &tokens.refresh {
+                    self.spill(account.id, refresh);
+                }
+                return Err(soon());
+            }
         }
         slot.recovered();
         match self.parts.store.tokens(account.id).await {
@@ -41,8 +48,8 @@ impl Accounts {
     }
 
     /// Saves until the store has answered: the new refresh token may exist nowhere else. `false`: the account has moved
-    /// on (or is gone), these tokens are not its current ones.
-    async fn save(&self, account: &AccountRow, new: &NewTokens) -> bool {
+    /// on (or is gone), these tokens are not its current ones. `None`: the process ends and the store has not answered.
+    async fn save(&self, account: &AccountRow, new: &NewTokens) -> Option<bool> {
         let healed = || self.record(account, "account.recovered").detail(json!({"after": account.reason})).into_row();
         let record = (account.status == Status::Degraded).then(healed);
         let mut pause = Duration::from_millis(50);
@@ -50,17 +57,20 @@ impl Accounts {
         loop {
             let now = self.parts.clock.now();
             match self.parts.store.save_tokens(account.id, account.generation, new, now, record.as_ref()).await {
-                Ok(saved) if saved || tries == 0 => return saved,
+                Ok(saved) if saved || tries == 0 => return Some(saved),
                 // An earlier try failed without telling whether it was stored: it was, if the generation moved by one.
                 Ok(_) => {
                     let stored = self.parts.store.tokens(account.id).await;
-                    return stored
-                        .is_ok_and(|row| row.and_then(|row| row.access).is_some_and(|access| access == new.access));
+                    let ours = |row: AccountTokens| row.access.as_ref() == Some(&new.access);
+                    return Some(stored.is_ok_and(|row| row.is_some_and(ours)));
                 }
                 Err(cause) => {
                     tries += 1;
                     tracing::error!(account.id = %account.id, %cause, "new tokens can't be stored; trying again");
-                    tokio::time::sleep(pause).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.parts.shutdown.stopped() => return None,
+                    }
                     pause = (pause * 2).min(Duration::from_secs(2));
                 }
             }
@@ -90,10 +100,7 @@ impl Accounts {
     }
 
     async fn keep_candidate(&self, account: AccountId, refresh: &Secret<String>) {
-        let id = CandidateId::new();
-        let row = id.to_string();
-        let place = Place { table: "token_candidates", row: &row, column: "token" };
-        let sealed = self.parts.vault.seal(place, refresh.expose().as_bytes());
+        let (id, sealed) = self.seal_candidate(refresh);
         let stored = self.parts.store.insert_candidate(id, account, &sealed, self.parts.clock.now()).await;
         if let Err(cause) = stored {
             tracing::error!(account.id = %account, %cause, "a refresh token that lost its race can't be kept");

@@ -26,7 +26,8 @@ impl Accounts {
             Why::Dead => self.lives(row).is_some(),
             Why::Soon => self.lives(row).is_some_and(|(soon, _)| now < soon),
             Why::Doubted(generation) => account.generation > generation && self.lives(row).is_some(),
-            Why::Asked => false,
+            Why::Troubled => account.status == Status::Connected && self.lives(row).is_some(),
+            Why::Unresolved | Why::Asked => false,
         };
         enough.then(|| self.publish(slot, row).ok_or(TokenError::Gone))
     }

@@ -90,6 +90,7 @@ impl Accounts {
         match slot.held().as_deref() {
             Some(Held::Live { bearer, soon, dead }) => {
                 let now = self.parts.clock.monotonic();
+                slot.used(now);
                 if now >= *dead {
                     return None;
                 }

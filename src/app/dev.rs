@@ -171,7 +171,7 @@ async fn connect(app: &App, org: &OrganizationRow, person: &str) -> anyhow::Resu
             organization: org.id,
             provider: "sandbox".to_owned(),
             capabilities: Vec::new(),
-            preset: Preset::Write,
+            preset: Some(Preset::Write),
             account: None,
             inputs: std::collections::BTreeMap::new(),
             actor: Actor::System,

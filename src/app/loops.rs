@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::access::Access;
 use crate::accounts::Accounts;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -12,7 +13,17 @@ use crate::store::Store;
 /// Between two rounds of tidying up.
 const TIDY: Duration = Duration::from_secs(60);
 
-pub(super) fn start(shutdown: &Shutdown, accounts: &Arc<Accounts>, store: &Store, clock: &Clock, config: &Config) {
+pub(super) fn start(
+    shutdown: &Shutdown,
+    access: &Arc<Access>,
+    accounts: &Arc<Accounts>,
+    store: &Store,
+    clock: &Clock,
+    config: &Config,
+) {
+    shutdown.spawn(Arc::clone(access).run_spread(shutdown.clone()));
+    shutdown.spawn(Arc::clone(accounts).run_watch());
+    shutdown.spawn(Arc::clone(accounts).run_keeper());
     shutdown.spawn(Arc::clone(accounts).run_revocations());
     let (store, clock, stop, keep) = (store.clone(), clock.clone(), shutdown.clone(), config.audit.retention);
     shutdown.spawn(async move {

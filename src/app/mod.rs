@@ -76,6 +76,7 @@ impl App {
             &catalog,
             clock.clone(),
             std::mem::take(&mut config.targets),
+            config.max_stale,
         )
         .await?;
 
@@ -99,9 +100,14 @@ impl App {
             clock: clock.clone(),
             instance: InstanceId::new(),
             shutdown: shutdown.clone(),
+            spill: config.spill.clone(),
             config: config.refresh.clone(),
             public_url: admin_url.clone(),
         });
+        let taken = accounts.take_spilled().await.context("taking back tokens that could not be stored")?;
+        if taken > 0 {
+            tracing::warn!(taken, "took back tokens that an earlier process could not store");
+        }
         let gateway = Arc::new(proxy::Shared {
             access: Arc::clone(&access),
             accounts: Arc::clone(&accounts),
@@ -138,7 +144,7 @@ impl App {
         let (alive, listeners) = mpsc::channel(1);
         listeners::spawn_workers(workers, &gateway, &config, &alive)?;
         listeners::spawn_admin(admin_listener, admin, &config, &shutdown, alive)?;
-        loops::start(&shutdown, &accounts, &store, &clock, &config);
+        loops::start(&shutdown, &access, &accounts, &store, &clock, &config);
         ready.store(true, Ordering::Release);
         tracing::info!(proxy = %proxy_address, admin = %admin_address, "keyward is ready on {proxy_address} for agents and {admin_address} for people");
         Ok(Self {

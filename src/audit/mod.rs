@@ -5,6 +5,6 @@ mod receipt;
 mod record;
 mod writer;
 
-pub use receipt::{AuditUnavailable, Receipt};
+pub use receipt::{AuditUnavailable, METHOD_BYTES, Receipt};
 pub use record::{Actor, Record};
 pub use writer::{Audit, Writer};

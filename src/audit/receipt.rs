@@ -166,7 +166,7 @@ impl Entry {
             key: self.key.map(|(key, _)| key),
             target: (!self.slug.is_empty()).then(|| visible(&self.slug)),
             account: self.account,
-            method: Some(self.method.to_string()),
+            method: Some(short(&self.method).to_owned()),
             path: Some(visible(&self.path)),
             status: self.status.map(|status| i64::from(status.as_u16())),
             code: code.map(str::to_owned),
@@ -176,6 +176,13 @@ impl Entry {
             detail: None,
         }
     }
+}
+
+/// Methods up to this are written down; a longer word is none that anybody knows, and could hold anything.
+pub const METHOD_BYTES: usize = 32;
+
+fn short(method: &Method) -> &str {
+    Some(method.as_str()).filter(|method| method.len() <= METHOD_BYTES).unwrap_or("(too long)")
 }
 
 /// At most 2,000 characters, control characters escaped: what an agent sends must not forge a line of anybody's log.
@@ -191,5 +198,11 @@ mod tests {
     fn control_characters_are_escaped() {
         assert_eq!(visible("/a\r\nGET /b"), "/a\\r\\nGET /b");
         assert_eq!(visible(&"x".repeat(3_000)).len(), 2_000);
+    }
+
+    #[test]
+    fn a_word_that_is_no_method_is_not_written_down() {
+        assert_eq!(short(&Method::PATCH), "PATCH");
+        assert_eq!(short(&Method::from_bytes(&[b'k'; 52]).unwrap()), "(too long)");
     }
 }

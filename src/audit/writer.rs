@@ -1,14 +1,16 @@
 //! From receipts to rows: a bounded queue, one writer, batches. When the store can't take rows, they wait here and are
 //! tried again; the queue fills, agents slow down, and at last they are refused. Nothing is lost silently.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::{self, OnFull};
+use crate::ids::KeyId;
 use crate::store::{AuditRow, Store};
 use crate::telemetry::Metrics;
 
@@ -21,6 +23,7 @@ const QUEUE: usize = 16_384;
 const BATCH: usize = 1_000;
 /// How long the first record of a batch waits for company.
 const COMPANY: Duration = Duration::from_millis(50);
+const MINUTE: Duration = Duration::from_secs(60);
 /// How long a request waits for a place before it is refused.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -50,6 +53,8 @@ pub struct Writer {
     queue: mpsc::Receiver<Message>,
     store: Store,
     metrics: Arc<Metrics>,
+    /// When each key's last use was noted, so that a busy key is written once a minute.
+    noted: HashMap<KeyId, Timestamp>,
 }
 
 impl Audit {
@@ -58,7 +63,7 @@ impl Audit {
     pub fn new(store: Store, clock: Clock, metrics: Arc<Metrics>, config: &config::Audit) -> (Self, Writer) {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let inner = Inner { queue: sender, clock, metrics: Arc::clone(&metrics), on_full: config.on_full };
-        (Self(Arc::new(inner)), Writer { queue: receiver, store, metrics })
+        (Self(Arc::new(inner)), Writer { queue: receiver, store, metrics, noted: HashMap::new() })
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -147,7 +152,27 @@ impl Writer {
         }
     }
 
-    async fn write(&self, batch: &mut Vec<Message>) {
+    /// Notes when the keys of these requests were last used, to the minute. Best effort: the records say it exactly.
+    async fn note_use(&mut self, rows: &[AuditRow]) {
+        let mut used: HashMap<KeyId, Timestamp> = HashMap::new();
+        for row in rows.iter().filter(|row| row.request.is_some()) {
+            if let Some(key) = row.key
+                && self.noted.get(&key).is_none_or(|noted| row.at.since(*noted) >= MINUTE)
+            {
+                used.insert(key, row.at);
+            }
+        }
+        let used: Vec<_> = used.into_iter().collect();
+        if used.is_empty() {
+            return;
+        }
+        match self.store.touch_keys(&used).await {
+            Ok(()) => self.noted.extend(used),
+            Err(cause) => tracing::warn!(%cause, "the last use of keys can't be noted"),
+        }
+    }
+
+    async fn write(&mut self, batch: &mut Vec<Message>) {
         let mut rows = Vec::with_capacity(batch.len());
         let mut waiting = Vec::new();
         for message in batch.drain(..) {
@@ -169,6 +194,7 @@ impl Writer {
             }
         }
         self.metrics.audit_records.inc_by(rows.len() as u64);
+        self.note_use(&rows).await;
         for done in waiting {
             let _ = done.send(());
         }

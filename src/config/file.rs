@@ -63,10 +63,17 @@ pub(super) fn parse(text: &str, name: &str, folder: &Path, env: Env) -> Result<C
 pub(super) fn read(document: &Document<'_>, folder: &Path, env: &Env) -> (Config, Vec<String>) {
     let mut around = Around { folder, env, problems: Vec::new() };
     let root = document.root();
+    let (store, max_stale) = store(root.section("store"), &mut around);
+    let spill = match &store {
+        StoreUrl::Sqlite(path) => path.with_extension("spill"),
+        StoreUrl::Postgres(_) => folder.join("keyward.spill"),
+    };
     let config = Config {
         proxy: proxy(root.section("proxy")),
         admin: admin(root.section("admin"), &mut around),
-        store: store(root.section("store"), &mut around),
+        store,
+        spill,
+        max_stale,
         refresh: refresh(root.section("refresh")),
         egress: egress(root.section("egress"), &around),
         audit: audit(root.section("audit")),
@@ -154,7 +161,7 @@ fn admin(section: Section<'_>, around: &mut Around<'_>) -> Admin {
     admin
 }
 
-fn store(section: Section<'_>, around: &mut Around<'_>) -> StoreUrl {
+fn store(section: Section<'_>, around: &mut Around<'_>) -> (StoreUrl, Duration) {
     let folder = around.folder;
     let written = section.text("url", |text| match store_url(text, folder)? {
         url if url.has_password() => {
@@ -164,13 +171,17 @@ fn store(section: Section<'_>, around: &mut Around<'_>) -> StoreUrl {
         }
         url => Ok(url),
     });
+    let max_stale = wait(&section, "max_stale", 30 * SECOND);
     section.finish();
-    match around.secret("KEYWARD_STORE_URL").map(|url| store_url(url.expose(), folder)) {
-        Some(Ok(url)) => return url,
-        Some(Err(problem)) => around.problems.push(format!("KEYWARD_STORE_URL: {problem}")),
-        None => {}
-    }
-    written.unwrap_or_else(|| StoreUrl::Sqlite(folder.join("keyward.db")))
+    let given = match around.secret("KEYWARD_STORE_URL").map(|url| store_url(url.expose(), folder)) {
+        Some(Ok(url)) => Some(url),
+        Some(Err(problem)) => {
+            around.problems.push(format!("KEYWARD_STORE_URL: {problem}"));
+            None
+        }
+        None => None,
+    };
+    (given.or(written).unwrap_or_else(|| StoreUrl::Sqlite(folder.join("keyward.db"))), max_stale)
 }
 
 /// Messages never repeat the URL: it may hold a password.

@@ -35,6 +35,11 @@ pub struct Config {
     pub admin: Admin,
     /// Where records are kept.
     pub store: StoreUrl,
+    /// Where refresh tokens wait, sealed, that could not be stored before the process ended: beside a SQLite file, else
+    /// `keyward.spill` beside the configuration file.
+    pub spill: PathBuf,
+    /// `[store] max_stale`: how long keys and grants that could not be read again still count. Default 30 s.
+    pub max_stale: Duration,
     /// Token life.
     pub refresh: Refresh,
     /// Where requests may go.

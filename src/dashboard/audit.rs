@@ -83,6 +83,7 @@ impl RecordLine {
 pub(super) async fn show(State(state): State<AdminState>, _: SignedIn, Asked(query): Asked) -> Reply {
     let org = organization(&state).await?;
     let form = typed(&query);
+    state.audit.flush().await;
     let rows = state.store.audit(org, &filter(&form)?, &piece(query.one("after"))).await?;
     let keys = state.store.keys(org, &piece(None)).await?;
     let names = keys.items.into_iter().map(|key| (key.id.to_string(), key.name)).collect();

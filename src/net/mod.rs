@@ -7,6 +7,7 @@ mod serve;
 mod socket;
 mod ticker;
 mod tls;
+mod words;
 
 pub use client::{Client, ClientError, ClientLimits};
 pub use guard::{DialError, Guard};

@@ -15,8 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::CatchUnwind;
-use http::header::{CONNECTION, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
@@ -28,7 +27,7 @@ use tokio::sync::Notify;
 
 use super::socket::{Socket, Spans, Watch};
 use super::ticker::{Ticker, Ticks};
-use crate::ids::RequestId;
+use super::words::{refusal, too_late};
 use crate::shutdown::Shutdown;
 
 /// Connections that wait in the kernel for us to accept them.
@@ -385,36 +384,6 @@ fn panicked(panic: &(dyn Any + Send)) -> Response<Full<Bytes>> {
     let known = panic.is::<&'static str>() || panic.is::<String>();
     tracing::error!(known, "a request handler panicked; this is a bug in keyward");
     refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Keyward failed on this request.")
-}
-
-/// The shape of every answer that is Keyward's own, for those that no service gets to make. The connection closes.
-fn refusal(status: StatusCode, code: &'static str, message: &str) -> Response<Full<Bytes>> {
-    let request = RequestId::next();
-    let mut response = Response::new(Full::new(Bytes::from(refusal_body(code, message, request))));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    headers.insert(HeaderName::from_static("keyward-error"), HeaderValue::from_static(code));
-    if let Ok(id) = HeaderValue::try_from(request.to_string()) {
-        headers.insert(HeaderName::from_static("keyward-request-id"), id);
-    }
-    response
-}
-
-fn refusal_body(code: &str, message: &str, request: RequestId) -> String {
-    serde_json::json!({"detail": {"code": code, "message": message, "hint": null}, "request_id": request}).to_string()
-}
-
-fn too_late() -> Vec<u8> {
-    let request = RequestId::next();
-    let body = refusal_body("timeout", "The request's head did not arrive in time.", request);
-    format!(
-        "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\nkeyward-error: timeout\r\n\
-         keyward-request-id: {request}\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
 }
 
 #[cfg(test)]

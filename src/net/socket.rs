@@ -14,11 +14,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::framing::Framing;
 use super::ticker::{Deadline, Ticks};
+use super::words::unreadable;
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub(super) struct Watch {
     phase: Cell<Phase>,
     stalled: Cell<bool>,
     had_body: Cell<bool>,
+    /// A request was taken, and its answer is not all on its way yet.
+    owed: Cell<bool>,
     framing: RefCell<Framing>,
     spans: Spans,
     pub(super) deadline: Deadline,
@@ -58,6 +62,7 @@ impl Watch {
             phase: Cell::new(Phase::Head),
             stalled: Cell::new(false),
             had_body: Cell::new(false),
+            owed: Cell::new(false),
             framing: RefCell::default(),
             spans,
             deadline,
@@ -68,6 +73,7 @@ impl Watch {
     pub(super) fn busy(&self, has_body: bool) -> Option<&'static str> {
         self.phase.set(Phase::Busy);
         self.had_body.set(has_body);
+        self.owed.set(true);
         self.deadline.disarm();
         self.framing.take().fault()
     }
@@ -107,8 +113,27 @@ impl Watch {
         }
     }
 
+    /// Everything handed over has been written.
+    fn flushed(&self) {
+        if self.phase.get() != Phase::Busy {
+            self.owed.set(false);
+        }
+    }
+
+    /// What is written while no answer is due is the parser's own refusal of a head, a bare status line. The answer to
+    /// say instead, in the shape of every other one.
+    fn unasked(&self, written: &[u8]) -> Option<Vec<u8>> {
+        if self.owed.get() || !matches!(self.phase.get(), Phase::Head | Phase::Idle) {
+            return None;
+        }
+        let status = StatusCode::from_bytes(written.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()?;
+        // The rest of what the peer sends was not read; see `linger`.
+        self.had_body.set(true);
+        Some(unreadable(status))
+    }
+
     /// Whether to wait for the peer to close first: closing over unread bytes resets the connection, and the reset can
-    /// overtake the answer (RFC 9112 §9.6). Only a request with a body leaves any.
+    /// overtake the answer (RFC 9112 §9.6). Only a request with a body leaves any, or a head that was not read whole.
     fn linger(&self) -> bool {
         if self.phase.get() != Phase::Linger && self.had_body.get() {
             self.phase.set(Phase::Linger);
@@ -134,6 +159,13 @@ impl Socket {
     pub(super) fn tell(&self, text: &[u8]) {
         let _ = self.tcp.try_write(text);
     }
+
+    /// Writes `words` for `length` bytes that were to be written. Nothing else is on its way, so there is room for them.
+    fn say_instead(&self, words: &[u8], length: usize) -> Poll<io::Result<usize>> {
+        self.tell(words);
+        self.watch.owed.set(true);
+        Poll::Ready(Ok(length))
+    }
 }
 
 impl AsyncRead for Socket {
@@ -150,6 +182,9 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(words) = self.watch.unasked(buf) {
+            return self.say_instead(&words, buf.len());
+        }
         let result = Pin::new(&mut self.tcp).poll_write(cx, buf);
         self.watch.wrote(result.is_ready());
         result
@@ -160,6 +195,10 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let words = bufs.first().and_then(|first| self.watch.unasked(first));
+        if let Some(words) = words {
+            return self.say_instead(&words, bufs.iter().map(|buf| buf.len()).sum());
+        }
         let result = Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs);
         self.watch.wrote(result.is_ready());
         result
@@ -170,7 +209,9 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        ready!(Pin::new(&mut self.tcp).poll_flush(cx))?;
+        self.watch.flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

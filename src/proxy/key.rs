@@ -118,6 +118,11 @@ fn prefixes(text: &[u8]) -> impl Iterator<Item = usize> {
 
 /// The path as it may be written down: not when something of a key's form is in it.
 pub(super) fn recordable(path: &str) -> &str {
+    if is_in(path) { "/(not recorded: it holds a key)" } else { path }
+}
+
+/// Whether something of a key's form is in a part of a URL, also percent-encoded.
+pub(super) fn is_in(text: &str) -> bool {
     let holds_key = |text: &[u8]| {
         prefixes(text).any(|at| {
             let rest = &text[at + PREFIX.len()..];
@@ -125,9 +130,8 @@ pub(super) fn recordable(path: &str) -> &str {
             body.count() >= SHORTEST
         })
     };
-    let bytes = path.as_bytes();
-    let hidden = holds_key(bytes) || (memchr::memchr(b'%', bytes).is_some() && holds_key(&path::lenient(bytes, false)));
-    if hidden { "/(not recorded: it holds a key)" } else { path }
+    let bytes = text.as_bytes();
+    holds_key(bytes) || (memchr::memchr(b'%', bytes).is_some() && holds_key(&path::lenient(bytes, false)))
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ use self::refusal::{REQUEST_ID, Refusal};
 use self::upstream::{Reply, Upstreams};
 use crate::access::{Access, Agent, Credential, Grant, Target, Verdict};
 use crate::accounts::{Accounts, Bearer, TokenError};
-use crate::audit::{Audit, Receipt};
+use crate::audit::{self, Audit, Receipt};
 use crate::clock::Clock;
 use crate::config::{Limits, Timeouts};
 use crate::ids::RequestId;
@@ -99,11 +99,14 @@ impl Gateway {
         match path {
             "/bootstrap" | "/verify" => self.told(request).await,
             "/healthz" => plain(StatusCode::OK, "ok"),
-            "/readyz" if self.shared.shutdown.is_stopping() => plain(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
-            "/readyz" if self.shared.ready.load(Ordering::Acquire) => plain(StatusCode::OK, "ready"),
-            "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "starting"),
+            "/readyz" if self.is_ready() => plain(StatusCode::OK, "ready"),
+            "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
             _ => self.refuse(&Refusal::NotFound, None),
         }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.shared.ready.load(Ordering::Acquire) && !self.shared.shutdown.is_stopping()
     }
 
     async fn proxied(&self, request: Request<Incoming>, place: Place) -> Response<ReplyBody> {
@@ -135,7 +138,7 @@ impl Gateway {
 
     /// Who asks, and whether they may: on one view of keys and grants, which is let go before anything waits.
     fn decide(&self, call: &Call, receipt: &mut Receipt) -> Result<Grant, Refusal> {
-        let policy = self.shared.access.snapshot();
+        let policy = self.shared.access.snapshot()?;
         let agent = policy.identify(call.key(), call.from(), self.shared.clock.now())?;
         receipt.agent(agent.key, agent.organization);
         let line = call.line();
@@ -184,7 +187,7 @@ impl Gateway {
     fn identify(&self, headers: &HeaderMap, from: IpAddr, receipt: &mut Receipt) -> Result<Arc<Agent>, Refusal> {
         let key = key::presented(headers)?;
         let presented = key.as_ref().map_or(&[][..], key::Key::expose);
-        let agent = self.shared.access.snapshot().identify(presented, from, self.shared.clock.now())?;
+        let agent = self.shared.access.snapshot()?.identify(presented, from, self.shared.clock.now())?;
         receipt.agent(agent.key, agent.organization);
         Ok(agent)
     }
@@ -200,7 +203,7 @@ impl Gateway {
 fn note(receipt: &mut Receipt, request: &Request<Incoming>, place: &Place) {
     let path = request.uri().path();
     // A slug is short and plain; what is not could hold anything, and a key among it.
-    let slug = Some(place.slug(path)).filter(|slug| slug.len() <= 96 && !slug.contains("kw_")).unwrap_or_default();
+    let slug = Some(place.slug(path)).filter(|slug| slug.len() <= 96 && !key::is_in(slug)).unwrap_or_default();
     receipt.asked(request.method(), slug, key::recordable(place.below(path)));
 }
 
@@ -210,10 +213,14 @@ fn uses(receipt: &mut Receipt, target: &Target) {
     }
 }
 
-/// Methods that would show a credential (`TRACE` echoes headers) or make a tunnel.
+/// Methods that would show a credential (`TRACE` echoes headers) or make a tunnel, and words that are no methods: an
+/// agent key is one to the grammar of HTTP, and would travel on as one.
 fn refuse_method(method: &Method) -> Result<(), Refusal> {
     if matches!(*method, Method::CONNECT | Method::TRACE) || method.as_str() == "TRACK" {
         return Err(Refusal::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+    }
+    if method.as_str().len() > audit::METHOD_BYTES {
+        return Err(Refusal::NotImplemented("The method is longer than any that is known."));
     }
     Ok(())
 }
@@ -281,7 +288,9 @@ mod tests {
         for method in ["CONNECT", "TRACE", "TRACK"] {
             assert!(refuse_method(&method.parse().unwrap()).is_err(), "{method}");
         }
-        for method in ["GET", "DELETE", "PROPFIND"] {
+        let word = "kw_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAaBcDeF";
+        assert!(refuse_method(&word.parse().unwrap()).is_err());
+        for method in ["GET", "DELETE", "PROPFIND", "UPDATEREDIRECTREF"] {
             assert!(refuse_method(&method.parse().unwrap()).is_ok(), "{method}");
         }
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
-use crate::access::Reject;
+use crate::access::{Reject, Stale};
 use crate::accounts::TokenError;
 use crate::audit::AuditUnavailable;
 use crate::ids::{AccountId, RequestId};
@@ -72,6 +72,8 @@ pub(crate) enum Refusal {
     },
     /// Nothing may be done unrecorded.
     AuditUnavailable,
+    /// Nothing may be decided on keys and grants that may be long out of date.
+    StoreUnavailable,
     /// Our side failed.
     Internal,
 }
@@ -183,6 +185,12 @@ impl Refusal {
                 "The audit trail can't be written now, so nothing is forwarded.",
                 Some("Try again shortly."),
             ),
+            Self::StoreUnavailable => (
+                503,
+                "store_unavailable",
+                "Keys and grants can't be checked now, so nobody is let in.",
+                Some("Try again shortly."),
+            ),
             Self::Internal => (500, "internal_error", "Keyward failed on this request.", None),
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -216,7 +224,7 @@ impl Refusal {
             Self::TokenUnavailable { retry_after, .. } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(retry_after.as_millis().div_ceil(1000).max(1) as u64));
             }
-            Self::AuditUnavailable => {
+            Self::AuditUnavailable | Self::StoreUnavailable => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
             }
             _ => {}
@@ -244,6 +252,12 @@ impl From<TokenError> for Refusal {
             // Its targets and grants are going with it; this instance has just not seen it yet.
             TokenError::Gone => Self::TargetNotFound,
         }
+    }
+}
+
+impl From<Stale> for Refusal {
+    fn from(_: Stale) -> Self {
+        Self::StoreUnavailable
     }
 }
 
@@ -300,6 +314,7 @@ mod tests {
             (Refusal::UpstreamInvalid, 502, "upstream_invalid"),
             (Refusal::UpstreamTimeout, 504, "upstream_timeout"),
             (Refusal::AuditUnavailable, 503, "audit_unavailable"),
+            (Refusal::StoreUnavailable, 503, "store_unavailable"),
             (Refusal::Internal, 500, "internal_error"),
         ];
         for (refusal, status, code) in table {

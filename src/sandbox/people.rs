@@ -18,6 +18,13 @@ pub const PEOPLE: &[&str] = &["ada@example.com", "grace@example.com", "linus@exa
 /// A mailbox and calendar that everybody may open under `/users/team@example.com/…`.
 pub const TEAM: &str = "team@example.com";
 
+/// Whether somebody has this address: anybody at example.com.
+pub(super) fn is_one(email: &str) -> bool {
+    email.strip_suffix("@example.com").is_some_and(|name| {
+        (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    })
+}
+
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3_600);
 

@@ -4,6 +4,8 @@
 //!
 //! `refresh_started_at` outlives a lease that nobody ended: it says that a refresh token may have been spent without the
 //! result being stored. Only a stored result, or an answer that surely spent nothing, clears it.
+//!
+//! A dead instance's lease ends by its time; on SQLite already with the next start, see `presence.rs`.
 
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, CandidateId, InstanceId};
@@ -12,6 +14,10 @@ use crate::vault::Sealed;
 use super::codec::word;
 use super::db::{Db, Session, execute, fetch_all, fetch_optional};
 use super::{Result, Status, Store};
+
+/// Ends every lease, for when all who had one are known to be dead. Which refreshes they began stays known.
+pub(super) const END_ALL: &str =
+    "update accounts set lease_owner = null, lease_until = null where lease_until is not null";
 
 /// A lease that was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

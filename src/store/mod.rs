@@ -5,17 +5,20 @@
 
 mod accounts;
 mod audit;
+mod changes;
 mod codec;
 mod connected;
 mod copy;
 mod db;
 mod disconnect;
 mod flows;
+mod keeping;
 mod keys;
 mod leases;
 mod meta;
 mod open;
 mod policy;
+mod presence;
 mod refreshed;
 mod reseal;
 mod revocations;
@@ -28,9 +31,10 @@ mod tests;
 
 pub use accounts::{AccountFilter, AccountRow, AccountTokens, Captures, Reason, Status, TargetRef, Validity};
 pub use audit::{AuditFilter, AuditRow};
+pub use changes::Changes;
 pub use connected::SaveConnected;
 pub use copy::{Copied, CopyError};
-pub use disconnect::Disconnected;
+pub use disconnect::{Disconnect, Disconnected, NewRevocation};
 pub use flows::{FlowOpened, FlowRow};
 pub use keys::{GrantAccess, GrantRow, KeyRow};
 pub use leases::{CandidateRow, Lease, Taken};

@@ -5,17 +5,19 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, PgConnection};
 
 use crate::config::StoreUrl;
 
-use super::db::{Db, within};
-use super::{Error, Result};
+use super::db::{Db, Postgresql, within};
+use super::presence::Arrival;
+use super::{Error, Result, leases};
 
 // `Migrator::run_direct` below instead of `run`: with the latter's `impl Acquire` the compiler can't see that the future
 // may move between threads.
@@ -42,7 +44,8 @@ pub(super) async fn open(url: &StoreUrl) -> Result<Db> {
 }
 
 async fn open_sqlite(path: &Path) -> Result<Db> {
-    make_file(path).map_err(|error| Error::Database(sqlx::Error::Io(error)))?;
+    make_file(path).map_err(io_error)?;
+    let arrival = Arrival::at(path).map_err(io_error)?;
     // Full: a commit that returns is on the disk. A rotated refresh token that is lost loses the account.
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -60,10 +63,18 @@ async fn open_sqlite(path: &Path) -> Result<Db> {
         let found = sqlx::query_scalar(NEWEST_APPLIED).fetch_one(&mut *tx).await.ok();
         return Err(explained(problem, found, &SQLITE));
     }
+    if arrival.is_alone() {
+        sqlx::query(leases::END_ALL).execute(&mut *tx).await?;
+    }
     tx.commit().await?;
+    let presence = Arc::new(arrival.stay().await.map_err(io_error)?);
 
     let read = pool.max_connections(SQLITE_READERS).connect_with(options.pragma("query_only", "on")).await?;
-    Ok(Db::Sqlite { write, read })
+    Ok(Db::Sqlite { write, read, presence })
+}
+
+fn io_error(cause: io::Error) -> Error {
+    Error::Database(sqlx::Error::Io(cause))
 }
 
 /// Makes the file before SQLite does, so that nobody else may read it; SQLite gives the files beside it the same mode.
@@ -92,7 +103,7 @@ async fn open_postgres(url: &str) -> Result<Db> {
 
     // An instance that froze in a transaction must not hold the others up.
     let options = options.options([("statement_timeout", "5s"), ("idle_in_transaction_session_timeout", "10s")]);
-    let pool = PgPoolOptions::new()
+    let pools = PgPoolOptions::new()
         .max_connections(POSTGRES_CONNECTIONS)
         .acquire_timeout(POSTGRES_WAIT)
         .after_connect(|connection, _| {
@@ -103,52 +114,25 @@ async fn open_postgres(url: &str) -> Result<Db> {
                 sqlx::query(durable).execute(connection).await.map(|_| ())
             })
         })
-        .connect_with(options)
-        .await?;
-    Ok(Db::Postgres(pool))
+        .test_before_acquire(true);
+    Ok(Db::Postgres(Arc::new(Postgresql::new(move || pools.clone().connect_lazy_with(options.clone())))))
 }
 
-/// Whether another connection has the database open.
+/// Whether an instance has the database open.
 pub(super) async fn in_use(url: &StoreUrl) -> Result<bool> {
-    match url {
-        StoreUrl::Sqlite(path) => sqlite_in_use(path).await,
-        StoreUrl::Postgres(url) => {
-            let mut tries = 5;
-            while postgres_in_use(url.expose()).await? {
-                tries -= 1;
-                if tries == 0 {
-                    return Ok(true);
-                }
-                tokio::time::sleep(NOTICE).await;
-            }
-            Ok(false)
-        }
-    }
-}
-
-/// Whoever has a database with a write-ahead log open holds a shared lock on the file, also while it does nothing; so it
-/// can be had for oneself alone only when nobody has it open.
-async fn sqlite_in_use(path: &Path) -> Result<bool> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .locking_mode(SqliteLockingMode::Exclusive)
-        .busy_timeout(Duration::from_millis(500));
-    let alone = async {
-        let mut connection = options.connect().await?;
-        sqlx::query("begin immediate").execute(&mut connection).await?;
-        sqlx::query("rollback").execute(&mut connection).await?;
-        connection.close().await
+    let url = match url {
+        StoreUrl::Sqlite(path) => return Ok(!Arrival::at(path).map_err(io_error)?.is_alone()),
+        StoreUrl::Postgres(url) => url.expose(),
     };
-    match alone.await {
-        Ok(()) => Ok(false),
-        Err(sqlx::Error::Database(told)) if told.code().is_some_and(|code| is_busy(&code)) => Ok(true),
-        Err(other) => Err(other.into()),
+    let mut tries = 5;
+    while postgres_in_use(url).await? {
+        tries -= 1;
+        if tries == 0 {
+            return Ok(true);
+        }
+        tokio::time::sleep(NOTICE).await;
     }
-}
-
-/// `SQLITE_BUSY`, of whatever kind: the kind stands in the higher bits.
-fn is_busy(code: &str) -> bool {
-    code.parse::<i32>().is_ok_and(|code| code & 0xff == 5)
+    Ok(false)
 }
 
 async fn postgres_in_use(url: &str) -> Result<bool> {

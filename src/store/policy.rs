@@ -9,7 +9,7 @@ use super::codec::{read_json, read_word};
 use super::db::{Session, execute, fetch_all, fetch_optional};
 use super::keys::{KeyColumns, select_keys};
 use super::targets::{TargetColumns, select_targets};
-use super::{Captures, GrantAccess, KeyRow, Result, Store, TargetRow, codec};
+use super::{Captures, GrantAccess, KeyRow, Result, Store, TargetRow, changes, codec};
 
 /// A usable (not revoked) key.
 pub struct PolicyKey {
@@ -69,7 +69,8 @@ pub struct PolicyRows {
 /// Raises the revision. It comes first in every transaction that changes policy: the row's lock makes such
 /// transactions run one after another, so what one checks still holds when it writes (on Postgres too).
 pub(super) async fn raise(tx: &mut Session) -> Result<()> {
-    execute!(tx, "update policy_revision set revision = revision + 1").map(|_| ())
+    execute!(tx, "update policy_revision set revision = revision + 1")?;
+    changes::announce(tx).await
 }
 
 async fn revision(session: &mut Session) -> Result<i64> {

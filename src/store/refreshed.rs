@@ -13,13 +13,14 @@ use super::{AuditRow, Reason, Result, Status, Store, Validity, audit};
 pub struct NewTokens {
     /// Sealed access token.
     pub access: Sealed,
-    /// Sealed refresh token; `None` keeps the stored one.
+    /// Sealed refresh token. `None`: the answer had none. A refresh then keeps the stored one (RFC 6749 §6), a new
+    /// authorization has none.
     pub refresh: Option<Sealed>,
     /// When the access token ends.
     pub access_expires_at: Timestamp,
     /// Its whole life in ms.
     pub access_ttl_ms: i64,
-    /// When the refresh token ends; `None` keeps what is stored.
+    /// When the refresh token ends, when the answer said.
     pub refresh_expires_at: Option<Timestamp>,
     /// Granted scopes when the answer said; `None` keeps what is stored.
     pub scopes: Option<Vec<String>>,
@@ -57,7 +58,8 @@ impl Store {
              access_expires_at = $5, access_ttl_ms = $6, refresh_expires_at = coalesce($7, refresh_expires_at), \
              scopes = coalesce($8, scopes), status = 'connected', reason = null, validity = 'valid', \
              checked_at = $9, updated_at = $9, generation = generation + 1, \
-             lease_owner = null, lease_until = null, refresh_started_at = null \
+             lease_owner = null, lease_until = null, refresh_started_at = null, \
+             reconnect_soon_at = case when $7 is null then reconnect_soon_at else null end \
              where id = $1 and generation = $2 and removed_at is null",
             id,
             generation,

@@ -5,6 +5,7 @@
 mod admin_api;
 mod audit;
 mod bodies;
+mod browser;
 mod cli;
 mod connect;
 mod disconnect;
@@ -15,5 +16,9 @@ mod maintenance;
 mod proxy;
 mod refresh;
 mod secrecy;
+mod store_failure;
 mod token_answers;
+mod token_kit;
 mod two_instances;
+mod validate;
+mod wire;

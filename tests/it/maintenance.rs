@@ -10,7 +10,7 @@ use keyward::clock::Clock;
 use keyward::config::{Config, Env, StoreUrl};
 use keyward::ids::{AuditId, CandidateId, JobId};
 use keyward::secret::{Secret, sha256};
-use keyward::store::{AccountFilter, AuditRow, Disconnected, Page, SessionRow, Store};
+use keyward::store::{AccountFilter, AuditRow, Disconnect, Disconnected, NewRevocation, Page, SessionRow, Store};
 use keyward::vault::{Keyring, Place, Vault};
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -77,9 +77,18 @@ async fn filled(backend: Backend) -> Filled {
     let org = store.organization("default").await.unwrap().unwrap().id;
     let job = JobId::new();
     let place = Place { table: "revocations", row: &job.to_string(), column: "token" };
-    let revoke = [(job, "refresh_token", vault.seal(place, b"to be revoked"))];
+    let revocation = NewRevocation { id: job, token_kind: "refresh_token", token: vault.seal(place, b"to be revoked") };
     let gone = gone["id"].as_str().unwrap().parse().unwrap();
-    let done = store.disconnect(org, gone, true, &revoke, now, &record("account.disconnected")).await.unwrap();
+    let wish = Disconnect {
+        organization: org,
+        account: gone,
+        generation: store.account(org, gone).await.unwrap().unwrap().generation,
+        candidates: vec![],
+        confirm: true,
+        revocations: vec![revocation],
+        at: now,
+    };
+    let done = store.disconnect(&wish, &record("account.disconnected")).await.unwrap();
     assert!(matches!(done, Disconnected::Done(_)));
     let account_id = account["id"].as_str().unwrap().parse().unwrap();
     // More than one batch of everything that works in batches.
@@ -259,6 +268,22 @@ async fn tokens_refreshed_during_a_rotation_are_the_ones_that_stay() {
         let app = world.instance(&sealing(&[NEW])).await;
         works(&app, &account, &key).await;
         app.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_that_wait_in_files_are_not_left_behind() {
+    let Filled { world, .. } = filled(Backend::Sqlite).await;
+    let config = world.config(&sealing(&[NEW, SEALING]));
+    std::fs::create_dir_all(&config.spill).unwrap();
+    std::fs::write(config.spill.join("a token"), "").unwrap();
+    let to = StoreUrl::parse("sqlite://copied.db", world.dir.path()).unwrap();
+    let refused = [
+        upkeep::copy(&config, &to, |_| ()).await.err().unwrap(),
+        upkeep::rotate(&config, false, |_| ()).await.err().unwrap(),
+    ];
+    for refused in refused {
+        assert!(refused.to_string().contains("start Keyward once"), "{refused:#}");
     }
 }
 
