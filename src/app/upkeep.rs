@@ -71,6 +71,7 @@ pub async fn migrate(config: &Config, clock: &Clock) -> anyhow::Result<i64> {
 /// In words for the operator; `to` holds nothing of the copy then.
 pub async fn copy(config: &Config, to: &StoreUrl, tell: impl FnMut(Progress)) -> anyhow::Result<Copied> {
     must_exist(&config.store)?;
+    nothing_spilled(config)?;
     let keyring = standing_keyring(config)?;
     if Store::is_in_use(&config.store).await.context("looking at the store")? {
         bail!("{} is open elsewhere: stop every gateway on it, then copy", config.store);
@@ -92,6 +93,7 @@ pub async fn copy(config: &Config, to: &StoreUrl, tell: impl FnMut(Progress)) ->
 /// In words for the operator. What was sealed again stays so, and a later run goes on.
 pub async fn rotate(config: &Config, new_key: bool, tell: impl FnMut(Progress)) -> anyhow::Result<Rotated> {
     must_exist(&config.store)?;
+    nothing_spilled(config)?;
     if new_key {
         let Some(file) = key_file(config) else {
             bail!(
@@ -156,4 +158,17 @@ fn must_exist(store: &StoreUrl) -> anyhow::Result<()> {
         StoreUrl::Sqlite(path) if !path.exists() => bail!("there is no store at {}", path.display()),
         _ => Ok(()),
     }
+}
+
+/// Tokens that a gateway could not store before its end wait in files, sealed: they belong to the store, and neither a copy
+/// nor a new key may leave them behind.
+fn nothing_spilled(config: &Config) -> anyhow::Result<()> {
+    let waiting = std::fs::read_dir(&config.spill).is_ok_and(|mut files| files.next().is_some());
+    if waiting {
+        bail!(
+            "new tokens that could not be stored wait in {}: start Keyward once, so that it takes them in, and try again",
+            config.spill.display()
+        );
+    }
+    Ok(())
 }

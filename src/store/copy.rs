@@ -13,7 +13,7 @@ use super::sealed::Progress;
 use super::tables::{self, CHECK, Kind, TABLES, Table};
 use super::{Error, Store};
 
-/// Rows of one statement. The widest table has 27 columns, and SQLite takes 32,766 arguments.
+/// Rows of one statement. The widest table has 28 columns, and SQLite takes 32,766 arguments.
 const BATCH: usize = 200;
 
 /// What was copied.

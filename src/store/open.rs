@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, PgConnection};
 
 use crate::config::StoreUrl;
 
@@ -118,47 +118,21 @@ async fn open_postgres(url: &str) -> Result<Db> {
     Ok(Db::Postgres(Arc::new(Postgresql::new(move || pools.clone().connect_lazy_with(options.clone())))))
 }
 
-/// Whether another connection has the database open.
+/// Whether an instance has the database open.
 pub(super) async fn in_use(url: &StoreUrl) -> Result<bool> {
-    match url {
-        StoreUrl::Sqlite(path) => sqlite_in_use(path).await,
-        StoreUrl::Postgres(url) => {
-            let mut tries = 5;
-            while postgres_in_use(url.expose()).await? {
-                tries -= 1;
-                if tries == 0 {
-                    return Ok(true);
-                }
-                tokio::time::sleep(NOTICE).await;
-            }
-            Ok(false)
-        }
-    }
-}
-
-/// Whoever has a database with a write-ahead log open holds a shared lock on the file, also while it does nothing; so it
-/// can be had for oneself alone only when nobody has it open.
-async fn sqlite_in_use(path: &Path) -> Result<bool> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .locking_mode(SqliteLockingMode::Exclusive)
-        .busy_timeout(Duration::from_millis(500));
-    let alone = async {
-        let mut connection = options.connect().await?;
-        sqlx::query("begin immediate").execute(&mut connection).await?;
-        sqlx::query("rollback").execute(&mut connection).await?;
-        connection.close().await
+    let url = match url {
+        StoreUrl::Sqlite(path) => return Ok(!Arrival::at(path).map_err(io_error)?.is_alone()),
+        StoreUrl::Postgres(url) => url.expose(),
     };
-    match alone.await {
-        Ok(()) => Ok(false),
-        Err(sqlx::Error::Database(told)) if told.code().is_some_and(|code| is_busy(&code)) => Ok(true),
-        Err(other) => Err(other.into()),
+    let mut tries = 5;
+    while postgres_in_use(url).await? {
+        tries -= 1;
+        if tries == 0 {
+            return Ok(true);
+        }
+        tokio::time::sleep(NOTICE).await;
     }
-}
-
-/// `SQLITE_BUSY`, of whatever kind: the kind stands in the higher bits.
-fn is_busy(code: &str) -> bool {
-    code.parse::<i32>().is_ok_and(|code| code & 0xff == 5)
+    Ok(false)
 }
 
 async fn postgres_in_use(url: &str) -> Result<bool> {

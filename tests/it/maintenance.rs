@@ -271,6 +271,22 @@ async fn tokens_refreshed_during_a_rotation_are_the_ones_that_stay() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_that_wait_in_files_are_not_left_behind() {
+    let Filled { world, .. } = filled(Backend::Sqlite).await;
+    let config = world.config(&sealing(&[NEW, SEALING]));
+    std::fs::create_dir_all(&config.spill).unwrap();
+    std::fs::write(config.spill.join("a token"), "").unwrap();
+    let to = StoreUrl::parse("sqlite://copied.db", world.dir.path()).unwrap();
+    let refused = [
+        upkeep::copy(&config, &to, |_| ()).await.err().unwrap(),
+        upkeep::rotate(&config, false, |_| ()).await.err().unwrap(),
+    ];
+    for refused in refused {
+        assert!(refused.to_string().contains("start Keyward once"), "{refused:#}");
+    }
+}
+
 /// Runs the binary in `folder` with this much environment and no more.
 fn keyward(folder: &Path, line: &str, env: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_keyward"))
