@@ -22,7 +22,7 @@
 //!   1  ids  secret  clock  shutdown  config  telemetry  net        ground: knows nothing of gateways
 //! ```
 //!
-//! A module imports from layers below it. Imports within a layer are only these: `store → vault` (the type `Sealed`),
+//! A module imports from layers below it. Imports within a layer are only these: `store → vault` (`Sealed` and its `Place`),
 //! `oauth → catalog` (`Provider`), `accounts → access` (`Grant`: a token is given for a grant, never for an id),
 //! `access, accounts → audit` (`Record`), `dashboard → admin` (a button and an API call do the same thing). `sandbox` imports
 //! the ground alone: it plays the outside world. Below never calls above; loops are started in `app` alone.

@@ -140,6 +140,7 @@ create table revocations (
     organization text collate "C" not null references organizations (id),
     account text collate "C" not null references accounts (id),
     provider text not null,
+    subject text not null,
     captures text not null,
     token_kind text not null,
     token bytea not null,

@@ -139,6 +139,7 @@ create table revocations (
     organization text not null references organizations (id),
     account text not null references accounts (id),
     provider text not null,
+    subject text not null,
     captures text not null,
     token_kind text not null,
     token blob not null,

@@ -18,7 +18,7 @@ use crate::catalog::Injection;
 use crate::ids::AccountId;
 use crate::store::Reason;
 
-/// How long a refresh that an upstream's 401 asked for is trusted.
+/// How long a refresh that an upstream's 401 asked for is trusted, at most.
 const DOUBT: Duration = Duration::from_secs(30);
 
 /// What goes into one request: a ready credential and the generation it is of.
@@ -117,10 +117,15 @@ impl Slot {
         self.trouble().trusted.is_some_and(|(trusted, until)| trusted == generation && now < until)
     }
 
-    /// Notes that a doubt brought the token of `generation`.
+    /// Notes that a doubt brought the token of `generation`. A short-lived one is trusted for the first quarter of
+    /// what is left of it: servers count in whole seconds, and refuse it up to a second before its end is due here.
     pub(super) fn trust(&self, generation: i64, now: Duration) {
+        let left = match self.held().as_deref() {
+            Some(Held::Live { dead, .. }) => dead.saturating_sub(now),
+            Some(Held::Disconnected { .. }) | None => Duration::ZERO,
+        };
         self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner).trusted =
-            Some((generation, now + DOUBT));
+            Some((generation, now + DOUBT.min(left / 4)));
     }
 
     pub(super) fn trouble(&self) -> Trouble {
@@ -240,6 +245,20 @@ mod tests {
         assert!(!Arc::ptr_eq(&slot, &cache.slot(AccountId::new())));
         cache.forget(id);
         assert!(!Arc::ptr_eq(&slot, &cache.slot(id)));
+    }
+
+    #[test]
+    fn a_token_that_a_doubt_brought_is_trusted_for_a_moment() {
+        let slot = Slot::default();
+        let injection = Arc::new(Injection::Headers(Vec::new()));
+        for (life, trusted) in [(4, 1), (3_600, 30)] {
+            let seconds = Duration::from_secs;
+            let bearer = Bearer { injection: Arc::clone(&injection), generation: 7 };
+            slot.publish(Held::Live { bearer, soon: seconds(life), dead: seconds(life) });
+            slot.trust(7, Duration::ZERO);
+            assert!(slot.is_trusted(7, seconds(trusted) - Duration::from_millis(1)));
+            assert!(!slot.is_trusted(7, seconds(trusted)) && !slot.is_trusted(8, Duration::ZERO));
+        }
     }
 
     #[test]

@@ -29,8 +29,8 @@ pub struct Begin {
     pub provider: String,
     /// Capability ids; empty: all of the provider's.
     pub capabilities: Vec<String>,
-    /// Reading, or reading and writing.
-    pub preset: Preset,
+    /// Reading, or reading and writing; `None`: what the account to reconnect has, else reading.
+    pub preset: Option<Preset>,
     /// Reconnect this account and no other.
     pub account: Option<AccountId>,
     /// Values for the provider's inputs.
@@ -172,7 +172,7 @@ impl Accounts {
             organization: begin.organization,
             provider: provider.id.clone(),
             capabilities,
-            preset: begin.preset,
+            preset: begin.preset.or(account.map(|account| account.preset)).unwrap_or(Preset::Read),
             account: begin.account,
             inputs,
             owner: None,

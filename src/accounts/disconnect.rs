@@ -10,8 +10,12 @@ use crate::audit::{Actor, Record};
 use crate::catalog::Provider;
 use crate::ids::{AccountId, JobId, OrgId};
 use crate::oauth;
-use crate::store::{self, AccountTokens, AuditRow, Disconnected, RevocationRow, Status, TargetRef};
-use crate::vault::{Place, Sealed};
+use crate::secret::Secret;
+use crate::store::{
+    self, AccountTokens, AuditRow, CandidateRow, Disconnect, Disconnected, NewRevocation, RevocationRow, Status,
+    TargetRef,
+};
+use crate::vault::Place;
 
 use super::Accounts;
 
@@ -23,6 +27,8 @@ const CLAIM: Duration = Duration::from_secs(2 * 60);
 const PAUSE: Duration = Duration::from_secs(30);
 /// Tries until a job is given up, about a day after the first.
 const TRIES: i64 = 10;
+/// How often a disconnect is decided anew: each time a whole refresh came between reading and removing.
+const DECISIONS: u32 = 10;
 
 /// Why an account was not disconnected.
 #[derive(Debug, thiserror::Error)]
@@ -48,16 +54,6 @@ impl From<store::Error> for DisconnectError {
             error => Self::Internal(error.into()),
         }
     }
-}
-
-/// What happens at the provider when an account goes.
-enum AtProvider {
-    /// This is sent there.
-    Revoke(JobId, &'static str, Sealed),
-    /// Nothing: somebody else's account hangs on the same grant.
-    Shared,
-    /// Nothing: there is no token that could be sent.
-    Nothing,
 }
 
 impl Accounts {
@@ -86,47 +82,86 @@ impl Accounts {
         confirm: bool,
         actor: &Actor,
     ) -> Result<Vec<TargetRef>, DisconnectError> {
-        let row = self.parts.store.tokens(id).await?;
-        let row = row.filter(|row| row.account.organization == org).ok_or(DisconnectError::NotFound)?;
-        let at_provider = self.at_provider(&row).await?;
-        let (word, queued) = match at_provider {
-            AtProvider::Revoke(job, kind, token) => ("queued", vec![(job, kind, token)]),
-            AtProvider::Shared => ("shared_grant", Vec::new()),
-            AtProvider::Nothing => ("none", Vec::new()),
-        };
-        let now = self.parts.clock.now();
-        let record = Record::new(now, org, actor, "account.disconnected")
-            .account(id)
-            .detail(json!({"reason": "requested", "provider": row.account.provider, "revocation": word}));
-        let done = self.parts.store.disconnect(org, id, confirm, &queued, now, &record.into_row()).await?;
-        let targets = match done {
-            Disconnected::Done(targets) => targets,
-            Disconnected::NeedsConfirmation { grants } => return Err(DisconnectError::NeedsConfirmation { grants }),
-        };
-        let provider = &row.account.provider;
-        tracing::info!(account.id = %id, provider, revocation = word, "an account is disconnected");
-        self.revocations.notify_one();
-        let reloaded = self.parts.access.reload().await;
-        self.cache.forget(id);
-        reloaded?;
-        Ok(targets)
+        for _ in 0..DECISIONS {
+            let row = self.parts.store.tokens(id).await?;
+            let row = row.filter(|row| row.account.organization == org).ok_or(DisconnectError::NotFound)?;
+            match self.remove(&row, confirm, actor).await? {
+                Disconnected::Done(targets) => {
+                    self.revocations.notify_one();
+                    let reloaded = self.parts.access.reload().await;
+                    self.cache.forget(id);
+                    reloaded?;
+                    return Ok(targets);
+                }
+                Disconnected::NeedsConfirmation { grants } => {
+                    return Err(DisconnectError::NeedsConfirmation { grants });
+                }
+                // New tokens came meanwhile: those are the ones to revoke.
+                Disconnected::Moved => {}
+            }
+        }
+        Err(DisconnectError::Internal(anyhow::anyhow!("the account's tokens change all the time")))
     }
 
-    /// What to revoke: the refresh token, which takes the access tokens with it (RFC 7009 §2.1); else the access token.
-    async fn at_provider(&self, row: &AccountTokens) -> store::Result<AtProvider> {
+    /// Removes an account as it was read, or not at all.
+    async fn remove(&self, row: &AccountTokens, confirm: bool, actor: &Actor) -> store::Result<Disconnected> {
         let account = &row.account;
-        if let Some(provider) = self.parts.catalog.provider(&account.provider)
-            && self.shares_grant(provider, &account.subject, Some(account.id)).await?
-        {
-            return Ok(AtProvider::Shared);
+        let candidates = self.parts.store.every_candidate(account.id).await?;
+        let shared = self.is_shared(&account.provider, &account.subject, account.id).await?;
+        let revocations = if shared { Vec::new() } else { self.to_revoke(row, &candidates) };
+        let word = match (shared, revocations.is_empty()) {
+            (true, _) => "shared_grant",
+            (false, true) => "none",
+            (false, false) => "queued",
+        };
+        let now = self.parts.clock.now();
+        let record = Record::new(now, account.organization, actor, "account.disconnected")
+            .account(account.id)
+            .detail(json!({"reason": "requested", "provider": account.provider, "revocation": word}));
+        let wish = Disconnect {
+            organization: account.organization,
+            account: account.id,
+            generation: account.generation,
+            candidates: candidates.iter().map(|candidate| candidate.id).collect(),
+            confirm,
+            revocations,
+            at: now,
+        };
+        let done = self.parts.store.disconnect(&wish, &record.into_row()).await?;
+        if matches!(done, Disconnected::Done(_)) {
+            let provider = &account.provider;
+            tracing::info!(account.id = %account.id, provider, revocation = word, "an account is disconnected");
         }
+        Ok(done)
+    }
+
+    /// What to revoke: the refresh token, which takes the access tokens with it (RFC 7009 §2.1), else the access token;
+    /// and refresh tokens that lost a race, which may be good still.
+    fn to_revoke(&self, row: &AccountTokens, candidates: &[CandidateRow]) -> Vec<NewRevocation> {
         let refresh = self.opened(row, "refresh_token").map(|token| ("refresh_token", token));
-        let found = refresh.or_else(|| Some(("access_token", self.opened(row, "access_token")?)));
-        Ok(found.map_or(AtProvider::Nothing, |(kind, token)| {
-            let job = JobId::new();
-            let sealed = self.parts.vault.seal(token_place(&job.to_string()), token.expose().as_bytes());
-            AtProvider::Revoke(job, kind, sealed)
-        }))
+        let current = refresh.or_else(|| Some(("access_token", self.opened(row, "access_token")?)));
+        let candidates = candidates.iter().filter_map(|candidate| Some(("refresh_token", self.candidate(candidate)?)));
+        let seal = |(token_kind, token): (&'static str, Secret<String>)| {
+            let id = JobId::new();
+            let token = self.parts.vault.seal(token_place(&id.to_string()), token.expose().as_bytes());
+            NewRevocation { id, token_kind, token }
+        };
+        current.into_iter().chain(candidates).map(seal).collect()
+    }
+
+    fn candidate(&self, candidate: &CandidateRow) -> Option<Secret<String>> {
+        let row = candidate.id.to_string();
+        let place = Place { table: "token_candidates", row: &row, column: "token" };
+        let opened = self.parts.vault.open_text(place, &candidate.token);
+        opened.inspect_err(|cause| tracing::error!(%cause, "a candidate does not open, and is not revoked")).ok()
+    }
+
+    /// As [`Accounts::shares_grant`], by the provider's id. A provider that is not there any more shares nothing.
+    async fn is_shared(&self, provider: &str, subject: &str, except: AccountId) -> store::Result<bool> {
+        match self.parts.catalog.provider(provider) {
+            Some(provider) => self.shares_grant(provider, subject, Some(except)).await,
+            None => Ok(false),
+        }
     }
 
     /// Whether another account that works hangs on the same grant at the provider: the same person through the same
@@ -199,6 +234,10 @@ impl Accounts {
 
     async fn work(&self, job: &RevocationRow) -> store::Result<()> {
         let store = &self.parts.store;
+        // Asked before each try: the person may have connected again meanwhile, and the grant is that account's now.
+        if self.is_shared(&job.provider, &job.subject, job.account).await? {
+            return store.finish_revocation(job.id, &self.outcome(job, "shared_grant", None)).await;
+        }
         let finished = match self.try_revoking(job).await {
             Ok(true) => self.outcome(job, "ok", None),
             Ok(false) => self.outcome(job, "not_supported", None),
@@ -230,6 +269,8 @@ impl Accounts {
             oauth::Error::Rejected { code, .. } | oauth::Error::Misconfigured { code } => {
                 Failure { code, retry_after: None }
             }
+            // An answer about tokens; a revocation has none.
+            oauth::Error::Unusable { .. } => Failure::of("provider_unavailable"),
         })
     }
 

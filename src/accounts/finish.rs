@@ -21,6 +21,9 @@ use crate::store::{self, AccountRow, AuditRow, Captures, FlowRow, SaveConnected,
 use super::connect::{Callback, ConnectError, Connected, Proof, internal, verifier_place};
 use super::{Accounts, managed, scopes};
 
+/// How often an account is looked at anew that changes between reading and saving.
+const TRIES: u32 = 10;
+
 /// What the provider told about the account.
 struct Told {
     identity: Identity,
@@ -107,12 +110,13 @@ impl Accounts {
         told: Told,
     ) -> Result<Connected, ConnectError> {
         let mut tries = 0;
+        let renewable = told.tokens.refresh.is_some();
         let (account, reconnected) = loop {
             tries += 1;
             let existing = match self.existing(provider, flow, &told.identity).await {
-                Err(ConnectError::AnotherIdentity) => {
+                Err(refused @ (ConnectError::AnotherIdentity | ConnectError::AccountNotFound)) => {
                     self.give_back(Arc::clone(provider), told);
-                    return Err(ConnectError::AnotherIdentity);
+                    return Err(refused);
                 }
                 existing => existing?,
             };
@@ -120,12 +124,17 @@ impl Accounts {
             let record = self.connected_record(flow, &save);
             match self.parts.store.save_connected(&save, &record).await {
                 Ok(account) => break (account, save.existing),
-                // Somebody connected the same identity (or removed it) at this very moment: look again, once.
-                Err(store::Error::Conflict) if tries == 1 => {}
+                // Somebody connected, refreshed or removed the same identity at this very moment: look again.
+                Err(store::Error::Conflict) if tries < TRIES => {}
                 Err(cause) => return Err(internal(cause)),
             }
         };
         tracing::info!(account.id = %account.id, provider = account.provider, reconnected, "an account is connected");
+        // Some providers never give one, and their access tokens last. Where one was expected, this tells why the account
+        // ends with its access token.
+        if !renewable {
+            tracing::info!(account.id = %account.id, provider = account.provider, "the provider gave no refresh token");
+        }
         let reloaded = self.parts.access.reload().await;
         // The next request reads the row: the old token in memory may be refused already.
         self.cache.forget(account.id);
@@ -177,6 +186,7 @@ impl Accounts {
 
         let mut tokens = self.seal(id, &told.tokens);
         tokens.scopes = Some(granted.clone());
+        tokens.refresh_expires_at = tokens.refresh_expires_at.filter(|_| tokens.refresh.is_some());
         let mut captures = existing.map(|account| account.captures.clone()).unwrap_or_default();
         captures.extend(told.captures.clone());
         let account = AccountRow {
@@ -195,10 +205,7 @@ impl Accounts {
             missing_scopes,
             preset: flow.preset,
             access_expires_at: Some(tokens.access_expires_at),
-            refresh_expires_at: match tokens.refresh {
-                Some(_) => tokens.refresh_expires_at,
-                None => existing.and_then(|account| account.refresh_expires_at),
-            },
+            refresh_expires_at: tokens.refresh_expires_at,
             owner: existing.and_then(|account| account.owner).or(flow.owner),
             captures,
             generation: existing.map_or(0, |account| account.generation),
@@ -217,6 +224,7 @@ impl Accounts {
             "provider": account.provider,
             "capabilities": capabilities,
             "missing_scopes": account.missing_scopes,
+            "renewable": save.tokens.refresh.is_some(),
         });
         let action = if save.existing { "account.reconnected" } else { "account.connected" };
         if !save.existing {
@@ -307,6 +315,7 @@ fn refused(error: &oauth::Error) -> ConnectError {
             tracing::warn!(why, "a code could not be exchanged");
             failed("provider_unavailable")
         }
+        oauth::Error::Unusable { cause, .. } => refused(cause),
     }
 }
 

@@ -14,6 +14,7 @@ mod outcome;
 mod publish;
 mod refresh;
 mod scopes;
+mod spill;
 mod token;
 mod validate;
 mod view;
@@ -27,6 +28,7 @@ pub use token::TokenError;
 pub use validate::{RefreshError, Validation};
 pub use view::AccountView;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::access::Access;
@@ -63,6 +65,8 @@ pub struct Parts {
     pub instance: InstanceId,
     /// Where tasks run.
     pub shutdown: Shutdown,
+    /// Where tokens wait that could not be stored before the end.
+    pub spill: PathBuf,
     /// `[refresh]`.
     pub config: Refresh,
     /// The admin listener's public URL without a trailing slash: redirect URIs and reconnect links start with it.

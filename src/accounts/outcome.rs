@@ -5,15 +5,15 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::audit::{Actor, Record};
-use crate::ids::{self, AccountId, CandidateId};
+use crate::ids::{self, AccountId};
 use crate::oauth::{self, Tokens};
 use crate::secret::Secret;
-use crate::store::{AccountRow, NewTokens, Reason, Status, StatusChange, Validity};
+use crate::store::{AccountRow, AccountTokens, NewTokens, Reason, Status, StatusChange, Validity};
 use crate::vault::Place;
 
 use super::cache::{Held, Slot};
 use super::flight::Why;
-use super::{Accounts, Bearer, TokenError};
+use super::{Accounts, Bearer, TokenError, scopes};
 
 /// The longest pause between tries of a provider in trouble, and the pause when the operator's settings are wrong.
 pub(super) const BACKOFF: Duration = Duration::from_secs(60);
@@ -25,9 +25,17 @@ fn soon() -> TokenError {
 impl Accounts {
     /// Stores new tokens, however long it takes, then publishes them.
     pub(super) async fn keep(&self, slot: &Slot, account: &AccountRow, tokens: Tokens) -> Result<Bearer, TokenError> {
-        let new = self.seal(account.id, &tokens);
-        if !self.save(account, &new).await {
-            return self.lost(slot, account, tokens).await;
+        let mut new = self.seal(account.id, &tokens);
+        new.missing_scopes = new.scopes.as_ref().and_then(|granted| self.missing_scopes(account, granted));
+        match self.save(account, &new).await {
+            Some(true) => {}
+            Some(false) => return self.lost(slot, account, tokens).await,
+            None => {
+                if let Some(refresh) = &tokens.refresh {
+                    self.spill(account.id, refresh);
+                }
+                return Err(soon());
+            }
         }
         slot.recovered();
         match self.parts.store.tokens(account.id).await {
@@ -41,26 +49,36 @@ impl Accounts {
     }
 
     /// Saves until the store has answered: the new refresh token may exist nowhere else. `false`: the account has moved
-    /// on (or is gone), these tokens are not its current ones.
-    async fn save(&self, account: &AccountRow, new: &NewTokens) -> bool {
-        let healed = || self.record(account, "account.recovered").detail(json!({"after": account.reason})).into_row();
-        let record = (account.status == Status::Degraded).then(healed);
+    /// on (or is gone), these tokens are not its current ones. `None`: the process ends and the store has not answered.
+    async fn save(&self, account: &AccountRow, new: &NewTokens) -> Option<bool> {
+        let mut records = Vec::new();
+        if account.status == Status::Degraded {
+            records.push(self.record(account, "account.recovered").detail(json!({"after": account.reason})).into_row());
+        }
+        // Told once: the next answer is compared with what is stored now.
+        let lost = new.scopes.as_ref().map(|granted| scopes::missing(&account.scopes, granted)).unwrap_or_default();
+        if !lost.is_empty() {
+            records.push(self.record(account, "account.scope_reduced").detail(json!({"lost": lost})).into_row());
+        }
         let mut pause = Duration::from_millis(50);
         let mut tries = 0u32;
         loop {
             let now = self.parts.clock.now();
-            match self.parts.store.save_tokens(account.id, account.generation, new, now, record.as_ref()).await {
-                Ok(saved) if saved || tries == 0 => return saved,
+            match self.parts.store.save_tokens(account.id, account.generation, new, now, &records).await {
+                Ok(saved) if saved || tries == 0 => return Some(saved),
                 // An earlier try failed without telling whether it was stored: it was, if the generation moved by one.
                 Ok(_) => {
                     let stored = self.parts.store.tokens(account.id).await;
-                    return stored
-                        .is_ok_and(|row| row.and_then(|row| row.access).is_some_and(|access| access == new.access));
+                    let ours = |row: AccountTokens| row.access.as_ref() == Some(&new.access);
+                    return Some(stored.is_ok_and(|row| row.is_some_and(ours)));
                 }
                 Err(cause) => {
                     tries += 1;
                     tracing::error!(account.id = %account.id, %cause, "new tokens can't be stored; trying again");
-                    tokio::time::sleep(pause).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.parts.shutdown.stopped() => return None,
+                    }
                     pause = (pause * 2).min(Duration::from_secs(2));
                 }
             }
@@ -89,14 +107,12 @@ impl Accounts {
         }
     }
 
-    async fn keep_candidate(&self, account: AccountId, refresh: &Secret<String>) {
-        let id = CandidateId::new();
-        let row = id.to_string();
-        let place = Place { table: "token_candidates", row: &row, column: "token" };
-        let sealed = self.parts.vault.seal(place, refresh.expose().as_bytes());
+    /// Keeps a refresh token that is not the current one and may be good.
+    pub(super) async fn keep_candidate(&self, account: AccountId, refresh: &Secret<String>) {
+        let (id, sealed) = self.seal_candidate(refresh);
         let stored = self.parts.store.insert_candidate(id, account, &sealed, self.parts.clock.now()).await;
         if let Err(cause) = stored {
-            tracing::error!(account.id = %account, %cause, "a refresh token that lost its race can't be kept");
+            tracing::error!(account.id = %account, %cause, "a refresh token that may be needed can't be kept");
         }
     }
 
@@ -136,13 +152,16 @@ impl Accounts {
                     let _ = self.parts.store.delete_candidate(candidate.id).await;
                 }
                 // It may still be good: the account is not given up while one candidate is untried.
-                Err(oauth::Error::Transient { .. } | oauth::Error::Misconfigured { .. }) => {
-                    let pause = self.pause(slot, None);
-                    slot.failed(Reason::ProviderUnavailable, self.parts.clock.monotonic() + pause);
-                    return Some(Err(TokenError::Unavailable {
-                        reason: Reason::ProviderUnavailable,
-                        retry_after: pause,
-                    }));
+                Err(passing) => {
+                    if let oauth::Error::Unusable { refresh, .. } = &passing {
+                        // Spent, and what it brought takes its place.
+                        self.keep_candidate(account.id, refresh).await;
+                        let _ = self.parts.store.delete_candidate(candidate.id).await;
+                    }
+                    let reason = Reason::ProviderUnavailable;
+                    self.degrade(slot, account, reason, "a kept refresh token could not be tried", None).await;
+                    let retry_after = slot.wait(self.parts.clock.monotonic());
+                    return Some(Err(TokenError::Unavailable { reason, retry_after }));
                 }
             }
         }
@@ -163,7 +182,15 @@ impl Accounts {
             access_ttl_ms: i64::try_from(tokens.expires_in.as_millis()).unwrap_or(i64::MAX),
             refresh_expires_at: tokens.refresh_expires_in.map(|life| now.after(life)),
             scopes: tokens.scopes.clone(),
+            missing_scopes: None,
         }
+    }
+
+    /// What the account's targets need and is not granted (any more).
+    fn missing_scopes(&self, account: &AccountRow, granted: &[String]) -> Option<Vec<String>> {
+        let provider = self.parts.catalog.provider(&account.provider)?;
+        let connected: Vec<String> = account.targets.iter().map(|target| target.capability.clone()).collect();
+        Some(scopes::missing(&provider.scopes(&connected, account.preset), granted))
     }
 
     fn pause(&self, slot: &Slot, wished: Option<Duration>) -> Duration {

@@ -157,7 +157,13 @@ impl Accounts {
             let _permit = permits.acquire().await;
             self.parts.oauth.refresh(provider, &account.captures, &refresh).await
         };
-        match self.while_leased(account.id, asked).await {
+        let mut answer = self.while_leased(account.id, asked).await;
+        if let Err(oauth::Error::Unusable { refresh, cause }) = answer {
+            *spent = true;
+            self.keep_candidate(account.id, &refresh).await;
+            answer = Err(*cause);
+        }
+        match answer {
             Ok(tokens) => {
                 self.parts.metrics.observe_refresh(RefreshOutcome::Ok);
                 let kept = self.keep(slot, account, tokens).await;
@@ -179,6 +185,8 @@ impl Accounts {
                 self.parts.metrics.observe_refresh(RefreshOutcome::Rejected);
                 Some(self.refused(slot, row, &code, sign_in, spent).await)
             }
+            // Taken apart above.
+            Err(oauth::Error::Unusable { .. }) => None,
         }
     }
 

@@ -131,7 +131,9 @@ impl Accounts {
         match self.parts.oauth.identity(provider, &row.account.captures, &token, None).await {
             Ok(identity) if identity.subject == row.account.subject => Some(Validity::Valid),
             Ok(_) | Err(oauth::Error::Rejected { .. }) => Some(Validity::Invalid),
-            Err(oauth::Error::Transient { .. } | oauth::Error::Misconfigured { .. }) => None,
+            Err(
+                oauth::Error::Transient { .. } | oauth::Error::Misconfigured { .. } | oauth::Error::Unusable { .. },
+            ) => None,
         }
     }
 }

@@ -116,9 +116,8 @@ async fn get_account(
     params(("org" = String, Path, description = "Organization: name or id"), ("id" = AccountId, Path)),
     responses(
         Refusals,
-        (status = 200, body = ValidationView, description = "What the check saw; a disconnected account is a result too."),
+        (status = 200, body = ValidationView, description = "What the check saw; a disconnected account is a result too, and so is a provider that can't be asked now."),
         (status = 404, body = ErrorBody, description = "`organization_not_found`, `account_not_found`."),
-        (status = 503, body = ErrorBody, description = "`token_unavailable`: the provider can't be asked now."),
     ),
 )]
 async fn validate_account(

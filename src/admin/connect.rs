@@ -36,7 +36,7 @@ pub(super) fn routes() -> OpenApiRouter<AdminState> {
 struct AuthLinkQuery {
     /// Capability ids, separated by commas; all of the provider's when absent.
     capabilities: Option<String>,
-    /// Reading, or reading and writing; default `read`.
+    /// Reading, or reading and writing; default: what the account to reconnect has, else `read`.
     #[param(inline)]
     preset: Option<Preset>,
     /// Reconnect this account and no other.
@@ -129,7 +129,7 @@ async fn get_auth_link(
 #[derive(Debug, PartialEq, Eq)]
 struct Wish {
     capabilities: Vec<String>,
-    preset: Preset,
+    preset: Option<Preset>,
     account: Option<AccountId>,
     inputs: Captures,
 }
@@ -165,12 +165,7 @@ impl Wish {
             Some(text) => Some(text.parse().map_err(|_| ApiError::account_not_found())?),
             None => None,
         };
-        Ok(Self {
-            capabilities: capabilities.map(str::to_owned).collect(),
-            preset: plain.preset.unwrap_or(Preset::Read),
-            account,
-            inputs,
-        })
+        Ok(Self { capabilities: capabilities.map(str::to_owned).collect(), preset: plain.preset, account, inputs })
     }
 }
 
@@ -230,13 +225,13 @@ mod tests {
             wish.unwrap(),
             Wish {
                 capabilities: vec!["mail".into(), "calendar".into()],
-                preset: Preset::Write,
+                preset: Some(Preset::Write),
                 account: Some(account),
                 inputs: Captures::from([("tenant".to_owned(), "t 1".to_owned())]),
             }
         );
         let nothing = Wish::read("").unwrap();
-        assert_eq!((nothing.capabilities.len(), nothing.preset), (0, Preset::Read));
+        assert_eq!((nothing.capabilities.len(), nothing.preset), (0, None));
     }
 
     #[test]

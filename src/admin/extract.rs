@@ -186,6 +186,9 @@ pub(super) fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError
         let inner = error.into_inner();
         let message = if inner.is_data() {
             explain("body", &path, &inner.to_string())
+        } else if serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok() {
+            // serde_json's word for "no text where one of several words is wanted" is one for broken JSON.
+            explain("body", &path, "not one of the values that can stand there")
         } else {
             format!("body: not valid JSON (line {}, column {})", inner.line(), inner.column())
         };
@@ -226,6 +229,15 @@ mod tests {
         inner: Vec<Inner>,
         #[serde(default, deserialize_with = "nullable")]
         end: Option<Option<u32>>,
+        #[serde(default)]
+        #[expect(dead_code, reason = "read for its type")]
+        word: Option<Word>,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Word {
+        Read,
     }
 
     #[derive(Debug, serde::Deserialize)]
@@ -243,6 +255,8 @@ mod tests {
             (r"{}", "missing field `name`"),
             (r#"{"name":"a"} {}"#, "follows"),
             (r#"{"name":"#, "line 1"),
+            (r#"{"name":"a","word":"hunter"}"#, "`word`: unknown variant"),
+            (r#"{"name":"a","word":5}"#, "`word`: not one of the values"),
             (r#"{"name":"a\u0000"}"#, "U+0000"),
         ] {
             let error = read_json::<Thing>(json.as_bytes()).unwrap_err();

@@ -142,10 +142,9 @@ fn show(provider: &Provider, accounts: Vec<AccountView>, more_accounts: bool) ->
     ),
     responses(
         Refusals,
-        (status = 200, body = ValidationView, description = "What the check saw."),
+        (status = 200, body = ValidationView, description = "What the check saw; that the provider can't be asked now is a result too."),
         (status = 404, body = ErrorBody, description = "`organization_not_found`, `provider_not_found`, `account_not_found`."),
         (status = 409, body = ErrorBody, description = "`several_accounts`."),
-        (status = 503, body = ErrorBody, description = "`token_unavailable`: the provider can't be asked now."),
     ),
 )]
 async fn validate_only_account(

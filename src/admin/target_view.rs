@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::catalog::Provider;
 use crate::clock::Timestamp;
 use crate::config::StaticCredential;
 use crate::ids::{AccountId, OrgId};
@@ -110,8 +111,9 @@ impl<'a> Shown<'a> {
                 view.kind = Kind::Managed;
                 view.credential.kind = "account".to_owned();
                 let state = self.state;
-                if let Some(known) = state.catalog.provider(&provider).and_then(|p| p.capabilities.get(&capability)) {
-                    view.base_url = self.filled(&known.base_url, account).await?;
+                let known = state.catalog.provider(&provider);
+                if let Some((provider, known)) = known.and_then(|p| Some((p, p.capabilities.get(&capability)?))) {
+                    view.base_url = self.filled(provider, &known.base_url, account).await?;
                     view.fence.clone_from(&known.fence_text);
                 }
                 view.account_id = Some(account);
@@ -122,8 +124,8 @@ impl<'a> Shown<'a> {
         Ok(view)
     }
 
-    /// A provider's URL with the account's own values in place of `{name}`.
-    async fn filled(&mut self, url: &str, account: AccountId) -> Result<String, ApiError> {
+    /// A provider's URL with the values that requests of this account go by.
+    async fn filled(&mut self, provider: &Provider, url: &str, account: AccountId) -> Result<String, ApiError> {
         if !url.contains('{') {
             return Ok(url.to_owned());
         }
@@ -131,12 +133,9 @@ impl<'a> Shown<'a> {
             let row = self.state.store.account(self.org, account).await?;
             self.captures.insert(account, row.map(|row| row.captures).unwrap_or_default());
         }
-        Ok(fill(url, &self.captures[&account]))
+        // A value that is missing leaves the target without an address; the name of what is missing says most.
+        Ok(provider.fill(url, &self.captures[&account]).unwrap_or_else(|_| url.to_owned()))
     }
-}
-
-fn fill(url: &str, captures: &Captures) -> String {
-    captures.iter().fold(url.to_owned(), |url, (name, value)| url.replace(&format!("{{{name}}}"), value))
 }
 
 pub(super) fn kind_of(credential: &StaticCredential) -> &'static str {
@@ -146,16 +145,5 @@ pub(super) fn kind_of(credential: &StaticCredential) -> &'static str {
         StaticCredential::Headers(_) => "headers",
         StaticCredential::Query { .. } => "query",
         StaticCredential::None => "none",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_url_is_filled_with_the_accounts_values() {
-        let captures = Captures::from([("realm".to_owned(), "12".to_owned())]);
-        assert_eq!(fill("https://api.example.com/{realm}/x", &captures), "https://api.example.com/12/x");
     }
 }

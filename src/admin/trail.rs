@@ -136,6 +136,7 @@ async fn list_audit(
     Query(query): Query<AuditQuery>,
 ) -> Result<Json<List<AuditRecord>>, ApiError> {
     let (filter, page) = query.checked()?;
+    // Some records are written a moment after their answer; who asks now reads those too.
     state.audit.flush().await;
     let rows = state.store.audit(scope.org, &filter, &page).await?;
     Ok(List::of(rows, AuditRecord::from))

@@ -25,7 +25,7 @@ use crate::secret::Secret;
 use crate::shutdown::Shutdown;
 use crate::store::{GrantAccess, OrganizationRow};
 
-use super::{App, opening, run_until_signal, runtime};
+use super::{App, Signals, opening, run_until_signal, runtime};
 
 /// What `keyward dev` is told.
 #[derive(Debug, Clone)]
@@ -49,15 +49,17 @@ pub struct DevOptions {
 pub fn dev(options: DevOptions) -> anyhow::Result<()> {
     let (folder, temporary) = folder(&options)?;
     let result = runtime()?.block_on(async {
+        let mut signals = Signals::listen()?;
         let outside = Shutdown::new();
         let sandbox = Sandbox::start(options.sandbox, &outside)
             .await
             .with_context(|| format!("the sandbox can't listen on {}", options.sandbox))?;
-        let app = App::start(config(&options, &folder, &sandbox)?, Clock::system()).await?;
+        let start = App::start(config(&options, &folder, &sandbox)?, Clock::system());
+        let Some(app) = signals.unless_told(start).await? else { return Ok(()) };
         let token = app.new_admin_token().map(Secret::duplicate);
         let welcome = prepare(&app, &sandbox, token.as_ref(), &folder, options.keep).await?;
         opening::say(&welcome);
-        run_until_signal(app).await?;
+        run_until_signal(app, signals).await?;
         outside.stop_now();
         let _ = tokio::time::timeout(Duration::from_secs(3), outside.drained()).await;
         Ok(())
@@ -171,7 +173,7 @@ async fn connect(app: &App, org: &OrganizationRow, person: &str) -> anyhow::Resu
             organization: org.id,
             provider: "sandbox".to_owned(),
             capabilities: Vec::new(),
-            preset: Preset::Write,
+            preset: Some(Preset::Write),
             account: None,
             inputs: std::collections::BTreeMap::new(),
             actor: Actor::System,

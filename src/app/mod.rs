@@ -6,6 +6,7 @@ mod dev;
 mod listeners;
 mod loops;
 mod opening;
+pub mod upkeep;
 
 pub use dev::{DevOptions, dev};
 pub use opening::check;
@@ -99,9 +100,14 @@ impl App {
             clock: clock.clone(),
             instance: InstanceId::new(),
             shutdown: shutdown.clone(),
+            spill: config.spill.clone(),
             config: config.refresh.clone(),
             public_url: admin_url.clone(),
         });
+        let taken = accounts.take_spilled().await.context("taking back tokens that could not be stored")?;
+        if taken > 0 {
+            tracing::warn!(taken, "took back tokens that an earlier process could not store");
+        }
         let gateway = Arc::new(proxy::Shared {
             access: Arc::clone(&access),
             accounts: Arc::clone(&accounts),
@@ -246,7 +252,8 @@ impl App {
 /// What kept it from starting.
 pub fn serve(config: Config) -> anyhow::Result<()> {
     runtime()?.block_on(async {
-        let app = App::start(config, Clock::system()).await?;
+        let mut signals = Signals::listen()?;
+        let Some(app) = signals.unless_told(App::start(config, Clock::system())).await? else { return Ok(()) };
         if let Some(token) = app.new_admin_token() {
             opening::say(&format!(
                 "\nadmin token  {}\n\nIt is shown this once. Sign in with it at http://{}/ or set KEYWARD_ADMIN_TOKEN to one of your own.\n",
@@ -254,7 +261,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
                 app.admin_address()
             ));
         }
-        run_until_signal(app).await
+        run_until_signal(app, signals).await
     })
 }
 
@@ -267,22 +274,46 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("starting the runtime")
 }
 
-/// The first SIGTERM or SIGINT drains, the second ends.
-async fn run_until_signal(app: App) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut term = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut int = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// SIGTERM and SIGINT, listened to before anything starts: whoever sees that Keyward is ready may stop it.
+struct Signals {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let term = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let int = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+        Ok(Self { term, int })
     }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+
+    /// What the work brings; `None`, and the work is left, when a signal comes first.
+    async fn unless_told<T>(&mut self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<Option<T>> {
+        tokio::select! {
+            biased;
+            done = work => done.map(Some),
+            () = self.next() => Ok(None),
+        }
+    }
+}
+
+/// The first SIGTERM or SIGINT drains, the second ends.
+async fn run_until_signal(app: App, mut signals: Signals) -> anyhow::Result<()> {
+    signals.next().await;
     tracing::info!("stopping; a second signal ends at once");
     let shutdown = app.shutdown().clone();
     let mut stopped = std::pin::pin!(app.stop());
     tokio::select! {
         () = &mut stopped => return Ok(()),
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+        () = signals.next() => {}
     }
     shutdown.stop_now();
     stopped.await;

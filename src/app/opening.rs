@@ -1,6 +1,7 @@
 //! What must be known to be good before a port is bound: catalog, sealing keys, admin token.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use base64::Engine;
@@ -11,7 +12,7 @@ use crate::config::{Config, StoreUrl};
 use crate::ids;
 use crate::secret::{Secret, sha256};
 use crate::store::Store;
-use crate::vault::{Keyring, Sealed, Vault};
+use crate::vault::{CHECK_PLACE, Keyring, Sealed, Vault};
 
 /// Everything that `keyward check` checks: configuration that was read, and its catalog.
 ///
@@ -36,7 +37,7 @@ pub(super) fn keyring(config: &Config) -> anyhow::Result<Keyring> {
             if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
                 std::fs::create_dir_all(folder).with_context(|| format!("making the folder {}", folder.display()))?;
             }
-            Ok(Keyring::open_or_create(&path.with_extension("keys"))?)
+            Ok(Keyring::open_or_create(&key_file(path))?)
         }
         (None, StoreUrl::Postgres(_)) => bail!(
             "with Postgres the sealing keys must be given: set KEYWARD_SEALING_KEYS (or KEYWARD_SEALING_KEYS_FILE) to `id:base64` of 32 random bytes, the same on every instance"
@@ -44,10 +45,15 @@ pub(super) fn keyring(config: &Config) -> anyhow::Result<Keyring> {
     }
 }
 
+/// Where the sealing keys of a SQLite store are, unless they are given.
+pub(super) fn key_file(database: &Path) -> PathBuf {
+    database.with_extension("keys")
+}
+
 /// A vault whose keys open what this store holds.
 pub(super) async fn vault(keyring: Keyring, store: &Store) -> anyhow::Result<Vault> {
     let vault = Vault::new(keyring);
-    let check = store.fact_or_insert("sealing_check", vault.seal_check().as_bytes()).await?;
+    let check = store.fact_or_insert(CHECK_PLACE.row, vault.seal_check().as_bytes()).await?;
     vault
         .verify_check(&Sealed::from_bytes(check))
         .context("the sealing keys are not the ones that this store was sealed with; nothing was changed")?;
@@ -57,9 +63,6 @@ pub(super) async fn vault(keyring: Keyring, store: &Store) -> anyhow::Result<Vau
 /// The hash of the admin token, and the token itself when it was made just now.
 pub(super) async fn admin_token(config: &Config, store: &Store) -> anyhow::Result<([u8; 32], Option<Secret<String>>)> {
     if let Some(token) = &config.admin.token {
-        if token.expose().len() < 20 {
-            bail!("KEYWARD_ADMIN_TOKEN: 20 characters at least; `openssl rand -base64 32` makes a good one");
-        }
         return Ok((sha256(token.expose().as_bytes()), None));
     }
     let token = Secret::new(format!("kwa_{}", URL_SAFE_NO_PAD.encode(ids::random::<32>())));

@@ -12,6 +12,9 @@ mod http;
 mod key;
 mod local;
 mod output;
+mod progress;
+mod seal;
+mod store;
 mod target;
 
 use std::future::Future;
@@ -52,6 +55,10 @@ enum Command {
     Grant(grant::GrantArgs),
     /// Read the audit trail, newest first
     Audit(audit::AuditArgs),
+    /// The store itself: migrate it, move it to another database
+    Store(store::StoreArgs),
+    /// Sealing keys: change the one that secrets are sealed with
+    Seal(seal::SealArgs),
     /// Print the OpenAPI document of the admin API
     Openapi,
 }
@@ -89,6 +96,8 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Target(args) => wait_for(target::run(args)),
         Command::Grant(args) => wait_for(grant::run(args)),
         Command::Audit(args) => wait_for(audit::run(args)),
+        Command::Store(args) => store::run(args),
+        Command::Seal(args) => seal::run(args),
         Command::Openapi => Ok(output::print(&keyward::admin::openapi_json())?),
     }
 }
@@ -123,6 +132,9 @@ mod tests {
             "keyward target create s --base-url https://s.example.com --header-env X-Api-Key=S_KEY --header-env X-App=S_APP",
             "keyward grant set key_1 crm --access write",
             "keyward audit --since 1h --status 403 --limit 20",
+            "keyward store migrate --config /etc/keyward/gateway.toml",
+            "keyward store copy --to postgres://keyward@db.example.com/keyward --config /etc/keyward/gateway.toml",
+            "keyward seal rotate --new-key",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -78,11 +78,33 @@ impl<'a> Document<'a> {
     }
 }
 
+/// `line:column` of a dotted key in a document, or of the innermost table around it that is there. For mistakes that
+/// are found after the document was read.
+#[must_use]
+pub fn place_of(text: &str, key: &str) -> Option<String> {
+    let (document, _) = DeTable::parse_recoverable(text);
+    let mut table = Some(document.get_ref());
+    let mut found = None;
+    // `[0]` behind a key is a place in a list, which is where the key is.
+    for part in key.split('[').next().unwrap_or_default().split('.') {
+        let Some(value) = table.and_then(|table| table.get(part)) else { break };
+        found = Some(value.span().start);
+        table = value.get_ref().as_table();
+    }
+    let (line, column) = line_and_column(text, found?);
+    Some(format!("{line}:{column}"))
+}
+
+/// Both from 1 on; columns are characters.
+fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
+    let before = &text[..text.floor_char_boundary(offset)];
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    (before.matches('\n').count() + 1, column)
+}
+
 impl Findings<'_> {
     fn add(&self, offset: usize, key: &str, problem: &str) {
-        let before = &self.text[..self.text.floor_char_boundary(offset)];
-        let line = before.matches('\n').count() + 1;
-        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        let (line, column) = line_and_column(self.text, offset);
         let colon = if key.is_empty() { "" } else { ": " };
         let message = format!("{}:{line}:{column}: {key}{colon}{problem}", self.name);
         self.problems.borrow_mut().push((offset, message));

@@ -64,10 +64,15 @@ pub(super) fn read(document: &Document<'_>, folder: &Path, env: &Env) -> (Config
     let mut around = Around { folder, env, problems: Vec::new() };
     let root = document.root();
     let (store, max_stale) = store(root.section("store"), &mut around);
+    let spill = match &store {
+        StoreUrl::Sqlite(path) => path.with_extension("spill"),
+        StoreUrl::Postgres(_) => folder.join("keyward.spill"),
+    };
     let config = Config {
         proxy: proxy(root.section("proxy")),
         admin: admin(root.section("admin"), &mut around),
         store,
+        spill,
         max_stale,
         refresh: refresh(root.section("refresh")),
         egress: egress(root.section("egress"), &around),
@@ -148,18 +153,28 @@ fn admin(section: Section<'_>, around: &mut Around<'_>) -> Admin {
              behind a TLS proxy, or set insecure_http = true if the network in between is yours",
         );
     }
-    // It travels in an Authorization header.
-    if admin.token.as_ref().is_some_and(|token| !token.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
-        around.problems.push("KEYWARD_ADMIN_TOKEN: only visible ASCII characters without spaces are possible".into());
+    if let Some(problem) = admin.token.as_ref().and_then(|token| token_problem(token.expose())) {
+        around.problems.push(format!("KEYWARD_ADMIN_TOKEN: {problem}"));
     }
     section.finish();
     admin
 }
 
+/// An admin token opens everything and travels in an `Authorization` header.
+fn token_problem(token: &str) -> Option<&'static str> {
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Some("only visible ASCII characters without spaces are possible")
+    } else if token.len() < 20 {
+        Some("20 characters at least; `openssl rand -base64 32` makes a good one")
+    } else {
+        None
+    }
+}
+
 fn store(section: Section<'_>, around: &mut Around<'_>) -> (StoreUrl, Duration) {
     let folder = around.folder;
     let written = section.text("url", |text| match store_url(text, folder)? {
-        StoreUrl::Postgres(url) if has_password(url.expose()) => {
+        url if url.has_password() => {
             Err("a password does not belong in this file: give the whole URL in the environment variable \
                  KEYWARD_STORE_URL (or, as a file's path, KEYWARD_STORE_URL_FILE)"
                 .to_owned())
@@ -180,7 +195,7 @@ fn store(section: Section<'_>, around: &mut Around<'_>) -> (StoreUrl, Duration) 
 }
 
 /// Messages never repeat the URL: it may hold a password.
-fn store_url(text: &str, folder: &Path) -> Result<StoreUrl, String> {
+pub(super) fn store_url(text: &str, folder: &Path) -> Result<StoreUrl, String> {
     let file = text.strip_prefix("sqlite://").or_else(|| text.strip_prefix("sqlite:"));
     match file {
         Some(":memory:") => return Err("a store in memory would lose every account: name a file".into()),
@@ -195,7 +210,7 @@ fn store_url(text: &str, folder: &Path) -> Result<StoreUrl, String> {
         .ok_or_else(|| "\"sqlite://file\" or \"postgres://user@host/database\" is wanted".to_owned())
 }
 
-fn has_password(url: &str) -> bool {
+pub(super) fn has_password(url: &str) -> bool {
     Url::parse(url).is_ok_and(|url| url.password().is_some() || url.query_pairs().any(|(name, _)| name == "password"))
 }
 

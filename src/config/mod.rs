@@ -11,11 +11,13 @@ mod targets;
 mod tests;
 mod units;
 
+pub use document::place_of;
 pub use env::{Env, EnvError};
 pub use file::ConfigError;
 pub use units::{parse_duration, parse_size};
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,6 +36,9 @@ pub struct Config {
     pub admin: Admin,
     /// Where records are kept.
     pub store: StoreUrl,
+    /// Where refresh tokens wait, sealed, that could not be stored before the process ended: beside a SQLite file, else
+    /// `keyward.spill` beside the configuration file.
+    pub spill: PathBuf,
     /// `[store] max_stale`: how long keys and grants that could not be read again still count. Default 30 s.
     pub max_stale: Duration,
     /// Token life.
@@ -119,6 +124,35 @@ pub enum StoreUrl {
     Sqlite(PathBuf),
     /// `postgres://…`; may hold a password.
     Postgres(Secret<String>),
+}
+
+impl StoreUrl {
+    /// Reads `sqlite://path` (relative paths are relative to `folder`) or `postgres://…`.
+    ///
+    /// # Errors
+    /// In words for the operator, which never repeat the URL: it may hold a password.
+    pub fn parse(text: &str, folder: &Path) -> Result<Self, String> {
+        file::store_url(text, folder)
+    }
+
+    /// Whether the URL holds a password.
+    #[must_use]
+    pub fn has_password(&self) -> bool {
+        matches!(self, Self::Postgres(url) if file::has_password(url.expose()))
+    }
+}
+
+/// The file, or the server's name and the database's: what may be shown.
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => path.display().fmt(f),
+            Self::Postgres(url) => match Url::parse(url.expose()) {
+                Ok(url) => write!(f, "Postgres at {}{}", url.host_str().unwrap_or("localhost"), url.path()),
+                Err(_) => f.write_str("Postgres"),
+            },
+        }
+    }
 }
 
 /// `[refresh]`.

@@ -152,6 +152,7 @@ fn several_mistakes_are_told_at_once_in_the_order_of_the_file() {
 fn wrong_variables_are_told() {
     let table = [
         ("KEYWARD_ADMIN_TOKEN", "hush hush", "KEYWARD_ADMIN_TOKEN: only visible ASCII"),
+        ("KEYWARD_ADMIN_TOKEN", "kwa_hush-hush-hush1", "KEYWARD_ADMIN_TOKEN: 20 characters at least"),
         ("KEYWARD_SEALING_KEYS_FILE", "/nowhere/keys", "KEYWARD_SEALING_KEYS_FILE: can't read /nowhere/keys"),
         ("KEYWARD_STORE_URL", "mysql://hush", "KEYWARD_STORE_URL: \"sqlite://file\" or"),
         ("KEYWARD_LOG", "keyward=loud", "KEYWARD_LOG: not a log filter"),
@@ -159,6 +160,21 @@ fn wrong_variables_are_told() {
     for (name, value, start) in table {
         let told = Config::parse("", "g", Path::new(""), Env::from_iter([(name, value)])).unwrap_err().to_string();
         assert!(told.starts_with(start) && !told.contains("hush"), "{told}");
+    }
+}
+
+#[test]
+fn a_key_is_found_again_by_its_name() {
+    let text = "# é\n[providers.acme]\nname = \"A\"\noauth = { pkce = \"s256\" }\n[providers.acme.capabilities.x]\nfence = [\"/\"]\n";
+    for (key, place) in [
+        ("providers.acme.name", Some("3:8")),
+        ("providers.acme.oauth.pkce", Some("4:18")),
+        ("providers.acme.oauth.token_url", Some("4:9")),
+        ("providers.acme.capabilities.x.fence[0]", Some("6:9")),
+        ("providers.acme.identity.url", Some("2:1")),
+        ("targets.crm", None),
+    ] {
+        assert_eq!(place_of(text, key).as_deref(), place, "{key}");
     }
 }
 

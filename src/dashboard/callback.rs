@@ -87,6 +87,9 @@ pub(super) async fn finish(
 ) -> Reply {
     known(&state.catalog, &provider)?;
     let over = [clear_flow_cookie(&state)];
+    if !carried(form.pairs()) {
+        return fail(&provider, &ConnectError::BadRequest(String::new()), &[]);
+    }
     let callback = callback_of(&provider, &form.encoded());
     let proof = Proof::Cookie(read_flow_cookie(&state, &headers));
     match state.accounts.finish(callback, proof).await {

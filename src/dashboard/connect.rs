@@ -55,8 +55,8 @@ pub(super) async fn connect(
         return see_other("/integrations?done=choose_capability", &[]);
     }
     let preset = match form.one("preset") {
-        Some("write") => Preset::Write,
-        _ => Preset::Read,
+        Some("write") => Some(Preset::Write),
+        _ => Some(Preset::Read),
     };
     let given = form.prefixed("input.").map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
     let inputs: Captures = given.filter(|(_, value)| !value.is_empty()).collect();
@@ -85,7 +85,7 @@ pub(super) async fn reconnect(
         organization,
         provider: account.provider,
         capabilities: account.targets.into_iter().map(|target| target.capability).collect(),
-        preset: account.preset,
+        preset: Some(account.preset),
         account: Some(id),
         inputs,
         actor: user.actor,

@@ -46,6 +46,11 @@ impl Fields {
     }
 
     /// As they came.
+    pub fn pairs(&self) -> &[(String, String)] {
+        &self.0
+    }
+
+    /// As they came.
     pub fn into_pairs(self) -> Vec<(String, String)> {
         self.0
     }

@@ -118,21 +118,29 @@ fn tokens(provider: &Provider, answer: Extras) -> Result<Tokens, Error> {
     let found = |pointer: &Option<String>, usual: &str| answer.0.pointer(pointer.as_deref().unwrap_or(usual));
     let text = |value: Option<&Value>| value.and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
 
-    // Where the access token is in an odd place (Slack), `token_type` is about something else than how to send it.
-    if fields.access_token.is_none()
-        && let Some(kind) = text(answer.0.pointer("/token_type"))
-        && !kind.eq_ignore_ascii_case("bearer")
-    {
-        return Err(Error::Misconfigured { code: "unsupported_token_type".to_owned() });
-    }
-    let access = text(found(&fields.access_token, "/access_token"))
-        .map(Secret::new)
-        .ok_or_else(|| transient("a success without an access token", true))?;
-    // RFC 6749 §A.12; anything else could not be put into a header.
-    if !access.expose().bytes().all(|byte| (0x20..=0x7e).contains(&byte)) {
-        return Err(transient("an access token that can't be sent", true));
-    }
+    let access = || {
+        // Where the access token is in an odd place (Slack), `token_type` is about something else than how to send it.
+        if fields.access_token.is_none()
+            && let Some(kind) = text(answer.0.pointer("/token_type"))
+            && !kind.eq_ignore_ascii_case("bearer")
+        {
+            return Err(Error::Misconfigured { code: "unsupported_token_type".to_owned() });
+        }
+        let access = text(found(&fields.access_token, "/access_token"))
+            .map(Secret::new)
+            .ok_or_else(|| transient("a success without an access token", true))?;
+        // RFC 6749 §A.12; anything else could not be put into a header.
+        if !access.expose().bytes().all(|byte| (0x20..=0x7e).contains(&byte)) {
+            return Err(transient("an access token that can't be sent", true));
+        }
+        Ok(access)
+    };
     let refresh = text(found(&fields.refresh_token, "/refresh_token")).map(Secret::new);
+    let (access, refresh) = match (access(), refresh) {
+        (Ok(access), refresh) => (access, refresh),
+        (Err(cause), Some(refresh)) => return Err(Error::Unusable { refresh, cause: Box::new(cause) }),
+        (Err(cause), None) => return Err(cause),
+    };
     let expires_in = seconds(found(&fields.expires_in, "/expires_in"))
         .filter(|life| (SECOND..=YEAR).contains(life))
         .unwrap_or(provider.oauth.access_ttl);
@@ -198,6 +206,7 @@ mod tests {
             Err(Error::Rejected { code, sign_in: false }) => format!("P {code}"),
             Err(Error::Rejected { code, sign_in: true }) => format!("P {code} sign_in"),
             Err(Error::Misconfigured { code }) => format!("C {code}"),
+            Err(Error::Unusable { cause, .. }) => format!("{}, kept", meaning(Err(*cause))),
         }
     }
 
@@ -235,6 +244,17 @@ mod tests {
             (200, "text/html", b"<html>Sign in to the network</html>", "T ambiguous"),
             (200, "text/html", br#"{"access_token":"a"}"#, "T ambiguous"),
             (200, JSON, br#"{"access_token":"a","token_type":"DPoP"}"#, "C unsupported_token_type"),
+            // A refresh token beside a success that is none: whoever drops it may lose the account.
+            (200, JSON, br#"{"refresh_token":"r"}"#, "T ambiguous, kept"),
+            (200, JSON, br#"{"access_token":"","refresh_token":"r"}"#, "T ambiguous, kept"),
+            (200, JSON, br#"{"access_token":"a\u0000","refresh_token":"r"}"#, "T ambiguous, kept"),
+            (
+                200,
+                JSON,
+                br#"{"access_token":"a","token_type":"DPoP","refresh_token":"r"}"#,
+                "C unsupported_token_type, kept",
+            ),
+            (200, JSON, br#"{"access_token":"","refresh_token":""}"#, "T ambiguous"),
             (200, JSON, br#"{"access_token":"a","token_type":"mac"}"#, "C unsupported_token_type"),
             // Refused for good.
             (400, JSON, br#"{"error":"invalid_grant"}"#, "P invalid_grant"),

@@ -19,6 +19,8 @@ pub use token::OAuthClient;
 
 use std::time::Duration;
 
+use crate::secret::Secret;
+
 /// What went wrong, by what the caller can do about it (`invariants.md` §2's classes T, P and C).
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -45,5 +47,14 @@ pub enum Error {
     Misconfigured {
         /// The provider's error code, `[a-z_]{1,64}`.
         code: String,
+    },
+    /// A success whose access token can't be used, with a refresh token beside it: the one that was sent may be spent,
+    /// so this one must be kept.
+    #[error("{cause}")]
+    Unusable {
+        /// The refresh token.
+        refresh: Secret<String>,
+        /// What the answer means otherwise.
+        cause: Box<Error>,
     },
 }

@@ -1,21 +1,28 @@
 //! The Graph-shaped API's frame: bearer and scope checks, error shape, collections with `$top`, `$skip`, `$select`.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
+use axum::body::Body;
 use axum::extract::{Extension, FromRequestParts, OriginalUri, RawPathParams, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use bytes::Bytes;
 use http::request::Parts;
 use http::{StatusCode, header};
+use http_body::{Frame, SizeHint};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::faults::Place;
 use super::server::Line;
 use super::spoil::around;
-use super::{Sandbox, TEAM, calendar, mail, people};
+use super::{Sandbox, TEAM, calendar, lock, mail, people};
 use crate::ids::RequestId;
 
 pub(super) fn router(sandbox: &Sandbox) -> Router<Sandbox> {
@@ -46,7 +53,43 @@ async fn gate(
             counters.fault(fault.name());
         }
     });
-    around(fault, &line, next.run(request)).await
+    let (head, body) = request.into_parts();
+    let body = Arc::new(Mutex::new(body));
+    let request = Request::from_parts(head, Body::new(Lent(Arc::clone(&body))));
+    let answer = around(fault, &line, next.run(request)).await;
+    read_the_rest(&body).await;
+    answer
+}
+
+/// A request's body, which comes back when the handler has had enough of it.
+struct Lent(Arc<Mutex<Body>>);
+
+impl http_body::Body for Lent {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut *lock(&self.0)).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        lock(&self.0).is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        lock(&self.0).size_hint()
+    }
+}
+
+/// Reads what a refusal left unread, within reason, as servers do: closing on unread bytes resets the connection, and then
+/// the answer may never arrive.
+async fn read_the_rest(body: &Mutex<Body>) {
+    let mut left = 1 << 20;
+    while left > 0 {
+        let frame = poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut *lock(body)), cx)).await;
+        let Some(Ok(frame)) = frame else { return };
+        left -= frame.data_ref().map_or(0, Bytes::len).min(left);
+    }
 }
 
 /// A request whose bearer token was found good.

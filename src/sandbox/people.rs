@@ -12,11 +12,19 @@ use super::graph_id;
 use crate::clock::Timestamp;
 use crate::secret::sha256;
 
-/// The people one can be on the consent page.
+/// The people one can be on the consent page. Each has as many more accounts as anybody likes, as `ada+7@example.com`.
 pub const PEOPLE: &[&str] = &["ada@example.com", "grace@example.com", "linus@example.com"];
 
 /// A mailbox and calendar that everybody may open under `/users/team@example.com/…`.
 pub const TEAM: &str = "team@example.com";
+
+/// Whether somebody has this address: anybody at example.com.
+pub(super) fn is_one(email: &str) -> bool {
+    email.strip_suffix("@example.com").is_some_and(|name| {
+        let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'+';
+        (1..=64).contains(&name.len()) && name.bytes().all(letter)
+    })
+}
 
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3_600);

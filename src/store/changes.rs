@@ -58,8 +58,8 @@ impl Changes {
     }
 
     async fn listen(&self) -> Result<PgListener> {
-        let Db::Postgres(pool) = &self.store.db else { return Err(Error::NotFound) };
-        let mut listener = within(PgListener::connect_with(pool)).await?;
+        let Db::Postgres(server) = &self.store.db else { return Err(Error::NotFound) };
+        let mut listener = within(PgListener::connect_with(&server.pool())).await?;
         within(listener.listen(CHANNEL)).await?;
         Ok(listener)
     }

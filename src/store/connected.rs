@@ -11,13 +11,14 @@ use super::{AccountRow, AuditRow, Error, NewTokens, Result, Store, accounts, aud
 /// A finished connect flow, saved in one transaction: account, tokens, managed targets, audit record.
 #[derive(Clone)]
 pub struct SaveConnected {
-    /// The account as it shall be; `generation` is ignored (a new account starts at 1, a reconnected one grows), so are
-    /// `status` and `reason` (it is connected now). `targets` are all wanted ones: those that exist by capability keep
+    /// The account as it shall be; `status` and `reason` are ignored (it is connected now). `generation` is the one that
+    /// this was made from; a new account starts at 1. `targets` are all wanted ones: those that exist by capability keep
     /// id, slug and grants, others that exist go.
     pub account: AccountRow,
-    /// Its tokens.
+    /// Its tokens. They replace everything that is stored, candidates included: what an earlier authorization gave does
+    /// not belong to this one.
     pub tokens: NewTokens,
-    /// `true`: the row exists (reconnect in place); `false`: it must not.
+    /// `true`: the row exists and has this generation (reconnect in place); `false`: it must not exist.
     pub existing: bool,
 }
 
@@ -25,7 +26,7 @@ impl Store {
     /// Saves a finished connect flow and bumps the policy revision; answers the account as stored.
     ///
     /// # Errors
-    /// [`super::Error::Conflict`] when `existing` is wrong about the row or a slug is taken.
+    /// [`super::Error::Conflict`] when the row is not as `existing` and `generation` say, or a slug is taken.
     pub async fn save_connected(&self, save: &SaveConnected, record: &AuditRow) -> Result<AccountRow> {
         let account = &save.account;
         let mut tx = self.db.write().await?;
@@ -38,6 +39,7 @@ impl Store {
         if saved == 0 {
             return Err(Error::Conflict);
         }
+        execute!(&mut tx, "delete from token_candidates where account = $1", account.id)?;
         match_targets(&mut tx, account).await?;
         audit::insert(&mut tx, std::slice::from_ref(record)).await?;
         let stored = read_back(&mut tx, account.organization, account.id).await?;
@@ -81,19 +83,22 @@ async fn insert_account(tx: &mut Session, account: &AccountRow, tokens: &NewToke
     )
 }
 
-/// A refresh that is under way loses its right to save: the generation grows. The end of an earlier refresh token says
-/// nothing about a new one.
+/// A refresh that is under way loses its right to save: the generation grows.
+///
+/// The earlier refresh token goes, also when the new authorization brought none. Kept, it would refresh the account with
+/// what a person has just replaced (more scopes, perhaps; or a token that is dead, which is why they came). So a provider
+/// that hands out a refresh token at the first consent only must be made to ask for consent each time (Google:
+/// `prompt = "consent"`, in the catalog); where it isn't, the account ends as `sign_in_needed` with its access token.
 async fn update_account(tx: &mut Session, account: &AccountRow, tokens: &NewTokens) -> Result<u64> {
     execute!(
         tx,
         "update accounts set subject = $4, email = $5, display_name = $6, status = 'connected', reason = null, \
          validity = $7, checked_at = $8, scopes = $9, missing_scopes = $10, preset = $11, access_token = $12, \
-         refresh_token = coalesce($13, refresh_token), access_expires_at = $14, access_ttl_ms = $15, \
-         refresh_expires_at = case when $13 is null then coalesce($16, refresh_expires_at) else $16 end, \
+         refresh_token = $13, access_expires_at = $14, access_ttl_ms = $15, refresh_expires_at = $16, \
          owner = $17, captures = $18, updated_at = $19, \
          generation = generation + 1, lease_owner = null, lease_until = null, refresh_started_at = null, \
          reconnect_soon_at = null \
-         where id = $1 and organization = $2 and provider = $3 and removed_at is null",
+         where id = $1 and organization = $2 and provider = $3 and removed_at is null and generation = $20",
         account.id,
         account.organization,
         account.provider.as_str(),
@@ -113,6 +118,7 @@ async fn update_account(tx: &mut Session, account: &AccountRow, tokens: &NewToke
         account.owner,
         json(&account.captures),
         account.updated_at.millis(),
+        account.generation,
     )
 }
 

@@ -6,11 +6,14 @@
 
 use std::future::Future;
 use std::io;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use sqlx::pool::PoolConnection;
 use sqlx::{Database, PgPool, Postgres, Sqlite, SqlitePool, Transaction};
 
+use super::presence::Presence;
 use super::{Error, Result};
 
 /// A statement that takes longer has failed, as far as its caller is concerned.
@@ -19,8 +22,50 @@ const STATEMENT_LIMIT: Duration = Duration::from_secs(5);
 /// SQLite (one writer, several readers) or Postgres.
 #[derive(Clone)]
 pub(super) enum Db {
-    Sqlite { write: SqlitePool, read: SqlitePool },
-    Postgres(PgPool),
+    Sqlite { write: SqlitePool, read: SqlitePool, presence: Arc<Presence> },
+    Postgres(Arc<Postgresql>),
+}
+
+/// A pool that can be replaced. When a server stops answering, connections that were given up on are waited for by the
+/// pool itself, and its permits with them (transact-rs/sqlx#4349): it would stay empty after the server is back.
+pub(super) struct Postgresql {
+    pool: ArcSwap<PgPool>,
+    make: Box<dyn Fn() -> PgPool + Send + Sync>,
+    replaced: Mutex<Instant>,
+}
+
+/// Between two replacements of a pool that gives no connections.
+const REPLACE: Duration = Duration::from_secs(5);
+
+impl Postgresql {
+    /// Over pools made like this; they connect when they are used.
+    pub(super) fn new(make: impl Fn() -> PgPool + Send + Sync + 'static) -> Self {
+        let pool = ArcSwap::from_pointee(make());
+        Self { pool, make: Box::new(make), replaced: Mutex::new(Instant::now()) }
+    }
+
+    pub(super) fn pool(&self) -> Arc<PgPool> {
+        self.pool.load_full()
+    }
+
+    /// Takes something out of the pool; a pool that gives nothing in time is replaced.
+    async fn take<T>(&self, take: impl AsyncFnOnce(&PgPool) -> Result<T, sqlx::Error>) -> Result<T> {
+        let pool = self.pool();
+        let taken = within(take(&pool)).await;
+        if let Err(Error::Database(sqlx::Error::PoolTimedOut | sqlx::Error::Io(_))) = &taken {
+            self.replace(&pool);
+        }
+        taken
+    }
+
+    fn replace(&self, stuck: &Arc<PgPool>) {
+        let mut replaced = self.replaced.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if Arc::ptr_eq(stuck, &self.pool()) && replaced.elapsed() >= REPLACE {
+            tracing::warn!("the database gives no connections; a new pool is made");
+            *replaced = Instant::now();
+            self.pool.store(Arc::new((self.make)()));
+        }
+    }
 }
 
 /// One connection for one unit of work. A transaction that is dropped before [`Session::commit`] changes nothing.
@@ -49,6 +94,13 @@ impl<DB: Database> Link<DB> {
             Self::Transaction(transaction) => within(transaction.commit()).await,
         }
     }
+
+    async fn commit_patiently(self) -> Result<()> {
+        match self {
+            Self::Connection(_) => Ok(()),
+            Self::Transaction(transaction) => Ok(transaction.commit().await?),
+        }
+    }
 }
 
 impl Db {
@@ -56,7 +108,9 @@ impl Db {
     pub(super) async fn read(&self) -> Result<Session> {
         Ok(match self {
             Self::Sqlite { read, .. } => Session::Sqlite(Link::Connection(within(read.acquire()).await?)),
-            Self::Postgres(pool) => Session::Postgres(Link::Connection(within(pool.acquire()).await?)),
+            Self::Postgres(server) => {
+                Session::Postgres(Link::Connection(server.take(async |pool| pool.acquire().await).await?))
+            }
         })
     }
 
@@ -64,9 +118,9 @@ impl Db {
     pub(super) async fn snapshot(&self) -> Result<Session> {
         Ok(match self {
             Self::Sqlite { read, .. } => Session::Sqlite(Link::Transaction(within(read.begin()).await?)),
-            Self::Postgres(pool) => {
-                let begin = pool.begin_with("begin isolation level repeatable read read only");
-                Session::Postgres(Link::Transaction(within(begin).await?))
+            Self::Postgres(server) => {
+                let begin = "begin isolation level repeatable read read only";
+                Session::Postgres(Link::Transaction(server.take(async |pool| pool.begin_with(begin).await).await?))
             }
         })
     }
@@ -79,18 +133,24 @@ impl Db {
             Self::Sqlite { write, .. } => {
                 Session::Sqlite(Link::Transaction(within(write.begin_with("begin immediate")).await?))
             }
-            Self::Postgres(pool) => Session::Postgres(Link::Transaction(within(pool.begin()).await?)),
+            Self::Postgres(server) => {
+                Session::Postgres(Link::Transaction(server.take(async |pool| pool.begin().await).await?))
+            }
         })
     }
 
     pub(super) async fn close(&self) {
         match self {
-            Self::Sqlite { write, read } => {
+            Self::Sqlite { write, read, presence } => {
                 read.close().await;
                 // The writer goes last: the last connection moves the write-ahead log into the file.
                 write.close().await;
+                presence.leave();
             }
-            Self::Postgres(pool) => pool.close().await,
+            Self::Postgres(server) => {
+                // A server that does not answer is not waited for.
+                let _ = tokio::time::timeout(STATEMENT_LIMIT, server.pool().close()).await;
+            }
         }
     }
 }
@@ -102,6 +162,25 @@ impl Session {
             Self::Sqlite(link) => link.commit().await,
             Self::Postgres(link) => link.commit().await,
         }
+    }
+
+    /// As [`Session::commit`], however long it takes: for a transaction that holds a whole store.
+    pub(super) async fn commit_patiently(self) -> Result<()> {
+        match self {
+            Self::Sqlite(link) => link.commit_patiently().await,
+            Self::Postgres(link) => link.commit_patiently().await,
+        }
+    }
+
+    /// Lets the statements of this transaction, and the pauses between them, take as long as they do: for work that
+    /// somebody watches and can end.
+    pub(super) async fn be_patient(&mut self) -> Result<()> {
+        if let Self::Postgres(link) = self {
+            let limits = "select set_config('statement_timeout', '0', true), \
+                          set_config('idle_in_transaction_session_timeout', '0', true)";
+            within(sqlx::query(limits).execute(link.connection())).await?;
+        }
+        Ok(())
     }
 }
 

@@ -4,6 +4,8 @@
 //!
 //! `refresh_started_at` outlives a lease that nobody ended: it says that a refresh token may have been spent without the
 //! result being stored. Only a stored result, or an answer that surely spent nothing, clears it.
+//!
+//! A dead instance's lease ends by its time; on SQLite already with the next start, see `presence.rs`.
 
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, CandidateId, InstanceId};
@@ -12,6 +14,10 @@ use crate::vault::Sealed;
 use super::codec::word;
 use super::db::{Db, Session, execute, fetch_all, fetch_optional};
 use super::{Result, Status, Store};
+
+/// Ends every lease, for when all who had one are known to be dead. Which refreshes they began stays known.
+pub(super) const END_ALL: &str =
+    "update accounts set lease_owner = null, lease_until = null where lease_until is not null";
 
 /// A lease that was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,10 +145,11 @@ impl Store {
         Ok(rows.into_iter().map(|(id,)| id).collect())
     }
 
-    /// Keeps a refresh token that lost the race to be stored, so that it can still save the account.
+    /// Keeps a refresh token that lost the race to be stored, so that it can still save the account. Of an account that
+    /// is gone nothing is kept, and of any other the newest ten.
     ///
     /// # Errors
-    /// [`super::Error::Database`]; [`super::Error::NotFound`] when the account is unknown.
+    /// [`super::Error::Database`].
     pub async fn insert_candidate(
         &self,
         id: CandidateId,
@@ -153,12 +160,18 @@ impl Store {
         let mut tx = self.db.write().await?;
         execute!(
             &mut tx,
-            "insert into token_candidates (id, account, token, received_at) values ($1, $2, $3, $4) \
-             on conflict (id) do nothing",
+            "insert into token_candidates (id, account, token, received_at) \
+             select $1, id, $3, $4 from accounts where id = $2 and removed_at is null on conflict (id) do nothing",
             id,
             account,
             token.as_bytes(),
             now.millis(),
+        )?;
+        execute!(
+            &mut tx,
+            "delete from token_candidates where account = $1 and id not in \
+             (select id from token_candidates where account = $1 order by id desc limit 10)",
+            account,
         )?;
         tx.commit().await
     }

@@ -8,6 +8,7 @@ mod audit;
 mod changes;
 mod codec;
 mod connected;
+mod copy;
 mod db;
 mod disconnect;
 mod flows;
@@ -17,9 +18,13 @@ mod leases;
 mod meta;
 mod open;
 mod policy;
+mod presence;
 mod refreshed;
+mod reseal;
 mod revocations;
+mod sealed;
 mod sessions;
+mod tables;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -28,14 +33,17 @@ pub use accounts::{AccountFilter, AccountRow, AccountTokens, Captures, Reason, S
 pub use audit::{AuditFilter, AuditRow};
 pub use changes::Changes;
 pub use connected::SaveConnected;
-pub use disconnect::Disconnected;
+pub use copy::{Copied, CopyError};
+pub use disconnect::{Disconnect, Disconnected, NewRevocation};
 pub use flows::{FlowOpened, FlowRow};
 pub use keys::{GrantAccess, GrantRow, KeyRow};
 pub use leases::{CandidateRow, Lease, Taken};
 pub use meta::OrganizationRow;
 pub use policy::{PolicyAccount, PolicyGrant, PolicyKey, PolicyRows, PolicyTarget};
 pub use refreshed::{NewTokens, StatusChange};
+pub use reseal::{Resealed, Unopened};
 pub use revocations::RevocationRow;
+pub use sealed::Progress;
 pub use sessions::SessionRow;
 pub use targets::{TargetKind, TargetRow};
 
@@ -128,9 +136,35 @@ impl Store {
     /// # Errors
     /// [`Error::NewerSchema`], [`Error::Migrate`], [`Error::Database`].
     pub async fn open(url: &StoreUrl, now: Timestamp) -> Result<Self> {
-        let store = Self { db: open::open(url).await? };
+        let store = Self::open_as_is(url).await?;
         store.ensure_organization(now).await?;
         Ok(store)
+    }
+
+    /// As [`Store::open`], but makes no organization: for moving stores and looking after them.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub async fn open_as_is(url: &StoreUrl) -> Result<Self> {
+        Ok(Self { db: open::open(url).await? })
+    }
+
+    /// Whether somebody has this store open now. The database must exist.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn is_in_use(url: &StoreUrl) -> Result<bool> {
+        open::in_use(url).await
+    }
+
+    /// The schema's version: the number of the newest migration.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn schema_version(&self) -> Result<i64> {
+        let mut read = self.db.read().await?;
+        let newest = db::fetch_optional!(&mut read, (i64,), open::NEWEST_APPLIED)?;
+        newest.map(|(version,)| version).ok_or(Error::NotFound)
     }
 
     /// Whether the database answers.

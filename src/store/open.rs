@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -14,20 +15,26 @@ use sqlx::{Connection, PgConnection};
 
 use crate::config::StoreUrl;
 
-use super::db::{Db, within};
-use super::{Error, Result};
+use super::db::{Db, Postgresql, within};
+use super::presence::Arrival;
+use super::{Error, Result, leases};
 
 // `Migrator::run_direct` below instead of `run`: with the latter's `impl Acquire` the compiler can't see that the future
 // may move between threads.
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
-const NEWEST_APPLIED: &str = "select max(version) from _sqlx_migrations";
+pub(super) const NEWEST_APPLIED: &str = "select max(version) from _sqlx_migrations";
 
 const SQLITE_READERS: u32 = 4;
 const SQLITE_WAIT: Duration = Duration::from_secs(5);
 const POSTGRES_CONNECTIONS: u32 = 10;
 const POSTGRES_WAIT: Duration = Duration::from_secs(3);
+
+/// How our connections are called in Postgres's list.
+const NAME: &str = "keyward";
+/// How long a server may take to notice that a connection of ours has gone.
+const NOTICE: Duration = Duration::from_millis(200);
 
 pub(super) async fn open(url: &StoreUrl) -> Result<Db> {
     match url {
@@ -37,7 +44,8 @@ pub(super) async fn open(url: &StoreUrl) -> Result<Db> {
 }
 
 async fn open_sqlite(path: &Path) -> Result<Db> {
-    make_file(path).map_err(|error| Error::Database(sqlx::Error::Io(error)))?;
+    make_file(path).map_err(io_error)?;
+    let arrival = Arrival::at(path).map_err(io_error)?;
     // Full: a commit that returns is on the disk. A rotated refresh token that is lost loses the account.
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -55,10 +63,18 @@ async fn open_sqlite(path: &Path) -> Result<Db> {
         let found = sqlx::query_scalar(NEWEST_APPLIED).fetch_one(&mut *tx).await.ok();
         return Err(explained(problem, found, &SQLITE));
     }
+    if arrival.is_alone() {
+        sqlx::query(leases::END_ALL).execute(&mut *tx).await?;
+    }
     tx.commit().await?;
+    let presence = Arc::new(arrival.stay().await.map_err(io_error)?);
 
     let read = pool.max_connections(SQLITE_READERS).connect_with(options.pragma("query_only", "on")).await?;
-    Ok(Db::Sqlite { write, read })
+    Ok(Db::Sqlite { write, read, presence })
+}
+
+fn io_error(cause: io::Error) -> Error {
+    Error::Database(sqlx::Error::Io(cause))
 }
 
 /// Makes the file before SQLite does, so that nobody else may read it; SQLite gives the files beside it the same mode.
@@ -74,7 +90,7 @@ fn make_file(path: &Path) -> io::Result<()> {
 }
 
 async fn open_postgres(url: &str) -> Result<Db> {
-    let options = PgConnectOptions::from_str(url)?.application_name("keyward");
+    let options = PgConnectOptions::from_str(url)?.application_name(NAME);
 
     // A connection of its own: a migration may take longer than a statement of ours ever should, and may have to wait
     // for another instance's.
@@ -87,7 +103,7 @@ async fn open_postgres(url: &str) -> Result<Db> {
 
     // An instance that froze in a transaction must not hold the others up.
     let options = options.options([("statement_timeout", "5s"), ("idle_in_transaction_session_timeout", "10s")]);
-    let pool = PgPoolOptions::new()
+    let pools = PgPoolOptions::new()
         .max_connections(POSTGRES_CONNECTIONS)
         .acquire_timeout(POSTGRES_WAIT)
         .after_connect(|connection, _| {
@@ -98,9 +114,34 @@ async fn open_postgres(url: &str) -> Result<Db> {
                 sqlx::query(durable).execute(connection).await.map(|_| ())
             })
         })
-        .connect_with(options)
-        .await?;
-    Ok(Db::Postgres(pool))
+        .test_before_acquire(true);
+    Ok(Db::Postgres(Arc::new(Postgresql::new(move || pools.clone().connect_lazy_with(options.clone())))))
+}
+
+/// Whether an instance has the database open.
+pub(super) async fn in_use(url: &StoreUrl) -> Result<bool> {
+    let url = match url {
+        StoreUrl::Sqlite(path) => return Ok(!Arrival::at(path).map_err(io_error)?.is_alone()),
+        StoreUrl::Postgres(url) => url.expose(),
+    };
+    let mut tries = 5;
+    while postgres_in_use(url).await? {
+        tries -= 1;
+        if tries == 0 {
+            return Ok(true);
+        }
+        tokio::time::sleep(NOTICE).await;
+    }
+    Ok(false)
+}
+
+async fn postgres_in_use(url: &str) -> Result<bool> {
+    let options = PgConnectOptions::from_str(url)?.application_name("keyward-looks");
+    let mut connection = within(PgConnection::connect_with(&options)).await?;
+    let sql = "select count(*) from pg_stat_activity where datname = current_database() and application_name = $1";
+    let others: i64 = within(sqlx::query_scalar(sql).bind(NAME).fetch_one(&mut connection)).await?;
+    within(connection.close()).await?;
+    Ok(others > 0)
 }
 
 /// Tells a schema of a newer Keyward from a migration that went wrong.

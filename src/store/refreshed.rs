@@ -13,16 +13,19 @@ use super::{AuditRow, Reason, Result, Status, Store, Validity, audit};
 pub struct NewTokens {
     /// Sealed access token.
     pub access: Sealed,
-    /// Sealed refresh token; `None` keeps the stored one.
+    /// Sealed refresh token. `None`: the answer had none. A refresh then keeps the stored one (RFC 6749 §6), a new
+    /// authorization has none.
     pub refresh: Option<Sealed>,
     /// When the access token ends.
     pub access_expires_at: Timestamp,
     /// Its whole life in ms.
     pub access_ttl_ms: i64,
-    /// When the refresh token ends; `None` keeps what is stored.
+    /// When the refresh token ends, when the answer said.
     pub refresh_expires_at: Option<Timestamp>,
     /// Granted scopes when the answer said; `None` keeps what is stored.
     pub scopes: Option<Vec<String>>,
+    /// What was asked for and is not among them; `None` keeps what is stored. A connected account says it itself.
+    pub missing_scopes: Option<Vec<String>>,
 }
 
 /// A status to be set.
@@ -37,8 +40,8 @@ pub struct StatusChange {
 }
 
 impl Store {
-    /// Compare-and-set: saves refreshed tokens when the generation still is `generation` and the account is there;
-    /// status becomes `connected`, validity `valid`. Answers whether it was saved (the generation is then one more).
+    /// Compare-and-set: saves refreshed tokens, and writes `records`, when the generation still is `generation` and the
+    /// account is there; status becomes `connected`, validity `valid`. Answers whether it was saved (the generation is then one more).
     ///
     /// # Errors
     /// [`super::Error::Database`]: unknown whether it was saved.
@@ -48,14 +51,14 @@ impl Store {
         generation: i64,
         tokens: &NewTokens,
         now: Timestamp,
-        record: Option<&AuditRow>,
+        records: &[AuditRow],
     ) -> Result<bool> {
         let mut tx = self.db.write().await?;
         let saved = execute!(
             &mut tx,
             "update accounts set access_token = $3, refresh_token = coalesce($4, refresh_token), \
              access_expires_at = $5, access_ttl_ms = $6, refresh_expires_at = coalesce($7, refresh_expires_at), \
-             scopes = coalesce($8, scopes), status = 'connected', reason = null, validity = 'valid', \
+             scopes = coalesce($8, scopes), missing_scopes = coalesce($10, missing_scopes), status = 'connected', reason = null, validity = 'valid', \
              checked_at = $9, updated_at = $9, generation = generation + 1, \
              lease_owner = null, lease_until = null, refresh_started_at = null, \
              reconnect_soon_at = case when $7 is null then reconnect_soon_at else null end \
@@ -69,11 +72,12 @@ impl Store {
             millis(tokens.refresh_expires_at),
             tokens.scopes.as_ref().map(json),
             now.millis(),
+            tokens.missing_scopes.as_ref().map(json),
         )?;
         if saved == 0 {
             return Ok(false);
         }
-        audit::insert(&mut tx, record.map(std::slice::from_ref).unwrap_or_default()).await?;
+        audit::insert(&mut tx, records).await?;
         tx.commit().await?;
         Ok(true)
     }

@@ -19,6 +19,8 @@ pub struct RevocationRow {
     pub account: AccountId,
     /// Provider id.
     pub provider: String,
+    /// Whose grant it is: another account of the same person may have come to share it since.
+    pub subject: String,
     /// The account's inputs and captured values.
     pub captures: Captures,
     /// `refresh_token` or `access_token` (RFC 7009 §2.1).
@@ -37,6 +39,7 @@ struct Columns {
     organization: OrgId,
     account: AccountId,
     provider: String,
+    subject: String,
     captures: String,
     token_kind: String,
     token: Vec<u8>,
@@ -53,6 +56,7 @@ impl TryFrom<Columns> for RevocationRow {
             organization: row.organization,
             account: row.account,
             provider: row.provider,
+            subject: row.subject,
             captures: read_json("revocations.captures", &row.captures)?,
             token_kind: row.token_kind,
             token: Sealed::from_bytes(row.token),
@@ -81,7 +85,7 @@ impl Store {
             Columns,
             "update revocations set next_at = $3 where next_at <= $2 \
              and id in (select id from revocations where next_at <= $2 order by next_at, id limit $1) \
-             returning id, organization, account, provider, captures, token_kind, token, attempts, created_at",
+             returning id, organization, account, provider, subject, captures, token_kind, token, attempts, created_at",
             i64::from(limit),
             now.millis(),
             retry_at.millis()

@@ -6,5 +6,7 @@
 mod access;
 mod accounts;
 mod fixture;
+mod presence;
 mod schema;
 mod trail;
+mod upkeep;

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
 use aws_lc_rs::aead::{AES_256_GCM, RandomizedNonceKey};
@@ -82,10 +82,34 @@ impl Keyring {
         read_keys(text.expose()).map_err(|problem| file_error(io::Error::new(io::ErrorKind::InvalidData, problem)))
     }
 
+    /// Reads the key file, which must be there.
+    ///
+    /// # Errors
+    /// As [`Keyring::open_or_create`].
+    pub fn open_file(path: &Path) -> Result<Self, KeyringError> {
+        let file_error = |source| KeyringError::File { path: path.display().to_string(), source };
+        let text = File::open(path).and_then(read_file).map_err(file_error)?;
+        read_keys(text.expose()).map_err(|problem| file_error(io::Error::new(io::ErrorKind::InvalidData, problem)))
+    }
+
+    /// Puts a fresh key in front of those in the key file; answers its id. The file is replaced whole or not at all.
+    ///
+    /// # Errors
+    /// As [`Keyring::open_file`].
+    pub fn add_primary(path: &Path) -> Result<String, KeyringError> {
+        prepend(path).map_err(|source| KeyringError::File { path: path.display().to_string(), source })
+    }
+
     /// The primary key's id.
     #[must_use]
     pub fn primary_id(&self) -> &str {
         &self.primary.id
+    }
+
+    /// The ids of the keys that only open.
+    #[must_use]
+    pub fn older_ids(&self) -> Vec<&str> {
+        self.older.iter().map(|key| key.id.as_str()).collect()
     }
 
     pub(super) fn primary(&self) -> &SealingKey {
@@ -153,20 +177,57 @@ fn read_file(file: File) -> io::Result<Secret<String>> {
     read.map(|_| text)
 }
 
-/// Makes the file, which must not exist, with one fresh key. Its id is random too: after a lost key file the message is
-/// then "unknown key", not "damaged".
+/// A fresh key's id and its line. The id is random too: after a lost key file the message is then "unknown key", not
+/// "damaged".
+fn fresh_line() -> (String, Secret<String>) {
+    let mut key: [u8; KEY_LEN] = random();
+    let id = format!("k{:08x}", u32::from_be_bytes(random()));
+    let mut encoded = BASE64.encode(key);
+    key.zeroize();
+    let text = Secret::new(format!("{id}:{encoded}\n"));
+    encoded.zeroize();
+    (id, text)
+}
+
+/// The new content goes to a file beside and takes the old one's name: at every moment one of the two is there, whole.
+fn prepend(path: &Path) -> io::Result<String> {
+    // A link stays one; what it points to is replaced.
+    let path = path.canonicalize()?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    // Two at once would each replace the file, and the key of one of them would be lost with everything it sealed.
+    let lock = File::open(folder)?;
+    lock.lock()?;
+
+    let old = File::open(&path)?;
+    let about = old.metadata()?;
+    let old = read_file(old)?;
+    if old.expose().len() as u64 >= MAX_FILE_LEN {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too long for a key file"));
+    }
+    read_keys(old.expose()).map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))?;
+    let (id, line) = fresh_line();
+
+    // Made with mode 0600; gone again if anything below fails.
+    let mut new = tempfile::NamedTempFile::new_in(folder)?;
+    let made = new.as_file().metadata()?;
+    if (made.uid(), made.gid()) != (about.uid(), about.gid()) {
+        // Run by root for a gateway that is not: it must still be able to read its keys.
+        fchown(new.as_file(), Some(about.uid()), Some(about.gid()))?;
+    }
+    new.write_all(line.expose().as_bytes())?;
+    new.write_all(old.expose().as_bytes())?;
+    new.as_file().sync_all()?;
+    new.persist(&path).map_err(|failed| failed.error)?;
+    lock.sync_all()?;
+    Ok(id)
+}
+
+/// Makes the file, which must not exist, with one fresh key.
 fn create_file(path: &Path) -> io::Result<Secret<String>> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-
-    let mut key: [u8; KEY_LEN] = random();
-    let id = u32::from_be_bytes(random());
-    let mut encoded = BASE64.encode(key);
-    key.zeroize();
-    let text = Secret::new(format!("k{id:08x}:{encoded}\n"));
-    encoded.zeroize();
-
+    let (_, text) = fresh_line();
     let written = file.write_all(text.expose().as_bytes()).and_then(|()| file.sync_all());
     if let Err(problem) = written {
         // Half a key file would stop every later start; it sealed nothing yet.
@@ -244,6 +305,37 @@ mod tests {
             let message = Keyring::open_or_create(&path).err().unwrap().to_string();
             assert!(message.contains("chmod 600"), "{message}");
         }
+    }
+
+    #[test]
+    fn a_new_key_goes_in_front_and_the_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keyward.keys");
+        assert!(Keyring::add_primary(&path).is_err(), "there must be a file");
+        let first = Keyring::open_or_create(&path).unwrap();
+        let link = folder.path().join("link.keys");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let second = Keyring::add_primary(&link).unwrap();
+        let third = Keyring::add_primary(&path).unwrap();
+        let ring = Keyring::open_file(&path).unwrap();
+        assert_eq!(ring.primary_id(), third);
+        assert_eq!(ring.older_ids(), [second.as_str(), first.primary_id()]);
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left beside");
+    }
+
+    #[test]
+    fn no_key_is_lost_when_several_are_added_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keyward.keys");
+        Keyring::open_or_create(&path).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| Keyring::add_primary(&path).unwrap());
+            }
+        });
+        assert_eq!(Keyring::open_file(&path).unwrap().older_ids().len(), 8);
     }
 
     #[test]

@@ -36,6 +36,12 @@ impl Sealed {
         &self.0
     }
 
+    /// The id of the key that sealed it; `None` when it is not in the sealed form.
+    #[must_use]
+    pub fn key_id(&self) -> Option<&str> {
+        self.parts().map(|(id, ..)| id)
+    }
+
     /// Key id, nonce, and ciphertext with tag.
     fn parts(&self) -> Option<(&str, [u8; NONCE_LEN], &[u8])> {
         let (&version, rest) = self.0.split_first()?;
@@ -118,10 +124,8 @@ impl Vault {
             .key
             .seal_in_place_append_tag(place.associated_data(&primary.id), &mut text)
             .expect("AES-256-GCM seals anything that fits a column");
-        let id_len = u8::try_from(primary.id.len()).expect("a key id has at most 32 characters");
-        let mut sealed = Vec::with_capacity(2 + primary.id.len() + NONCE_LEN + text.len());
-        sealed.extend_from_slice(&[VERSION, id_len]);
-        sealed.extend_from_slice(primary.id.as_bytes());
+        let mut sealed = self.primary_start();
+        sealed.reserve_exact(NONCE_LEN + text.len());
         sealed.extend_from_slice(nonce.as_ref());
         sealed.extend_from_slice(&text);
         Sealed(sealed)
@@ -144,6 +148,35 @@ impl Vault {
             not_text.into_bytes().zeroize();
             place.damaged()
         })
+    }
+
+    /// The bytes that everything begins with that the primary key sealed, and nothing else.
+    #[must_use]
+    pub fn primary_start(&self) -> Vec<u8> {
+        let id = &self.keyring.primary().id;
+        let id_len = u8::try_from(id.len()).expect("a key id has at most 32 characters");
+        [&[VERSION, id_len], id.as_bytes()].concat()
+    }
+
+    /// Whether the primary key sealed this.
+    #[must_use]
+    pub fn is_primary(&self, sealed: &Sealed) -> bool {
+        sealed.key_id() == Some(self.keyring.primary_id())
+    }
+
+    /// The same secret for the same place, sealed with the primary key.
+    ///
+    /// # Errors
+    /// As [`Vault::open`].
+    pub fn seal_again(&self, place: Place<'_>, sealed: &Sealed) -> Result<Sealed, VaultError> {
+        let plain = self.open(place, sealed)?;
+        Ok(self.seal(place, plain.expose()))
+    }
+
+    /// The keys that it seals and opens with.
+    #[must_use]
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
     }
 
     /// A known value, sealed for [`CHECK_PLACE`]: stored once, it tells at every start whether the keys fit the store.
@@ -261,6 +294,27 @@ mod tests {
         assert!(
             matches!(old.open(ACCESS, &after).err(), Some(VaultError::UnknownKey { key_id, .. }) if key_id == "new")
         );
+    }
+
+    #[test]
+    fn sealing_again_keeps_the_secret_and_changes_the_key() {
+        let both = vault(&["new", "old"]);
+        let before = vault(&["old"]).seal(ACCESS, b"token");
+        assert_eq!((before.key_id(), both.is_primary(&before)), (Some("old"), false));
+        let after = both.seal_again(ACCESS, &before).unwrap();
+        assert_eq!((after.key_id(), both.is_primary(&after)), (Some("new"), true));
+        assert_eq!(vault(&["new"]).open(ACCESS, &after).unwrap().expose(), b"token");
+        assert!(both.seal_again(Place { row: "acc_2", ..ACCESS }, &before).is_err());
+        assert_eq!(Sealed::from_bytes(b"token".to_vec()).key_id(), None);
+    }
+
+    #[test]
+    fn what_the_primary_key_sealed_is_told_by_how_it_begins() {
+        let start = vault(&["new", "old"]).primary_start();
+        for (ids, primary) in [(["new"], true), (["newer"], false), (["ne"], false), (["old"], false)] {
+            let sealed = vault(&ids).seal(ACCESS, b"token");
+            assert_eq!(sealed.as_bytes().starts_with(&start), primary, "{ids:?}");
+        }
     }
 
     #[test]

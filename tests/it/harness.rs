@@ -139,9 +139,10 @@ impl World {
     pub fn config(&self, settings: &Settings) -> Config {
         let allow = if settings.loopback { r#"["127.0.0.0/8", "::1/128"]"# } else { "[]" };
         let postgres = self.store_url.starts_with("postgres");
-        let store = if postgres { String::new() } else { format!("[store]\nurl = \"{}\"\n", self.store_url) };
+        // Dotted, so that a test may open `[store]` itself.
+        let store = if postgres { String::new() } else { format!("store.url = \"{}\"\n", self.store_url) };
         let text = format!(
-            "[proxy]\nlisten = \"127.0.0.1:0\"\nworkers = 1\n[admin]\nlisten = \"127.0.0.1:0\"\n{store}[egress]\nallow = {allow}\n\
+            "{store}proxy.listen = \"127.0.0.1:0\"\nproxy.workers = 1\nadmin.listen = \"127.0.0.1:0\"\negress.allow = {allow}\n\
              [providers.sandbox.inputs.origin]\ndefault = \"{}\"\n{}\n",
             self.sandbox.origin(),
             settings.toml

@@ -249,7 +249,7 @@ async fn the_policy_is_everything_that_decides_and_its_revision_moves_with_it() 
         moved("a removed grant").await;
         f.store.delete_target(f.org, crm.id, &record(None, "target.removed")).await.unwrap();
         moved("a removed target").await;
-        f.store.disconnect(f.org, account.id, true, &[], at(9), &record(None, "account.gone")).await.unwrap();
+        f.store.disconnect(&leaving(&account, &[]), &record(None, "account.gone")).await.unwrap();
         moved("a disconnect").await;
         let policy = f.store.policy().await.unwrap();
         assert_eq!((policy.accounts.len(), policy.grants.len(), policy.targets.len()), (0, 0, 1));

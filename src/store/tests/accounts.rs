@@ -87,7 +87,9 @@ async fn reconnecting_in_place_keeps_ids_slugs_and_grants() {
         );
 
         let mut again = account(f.org, "ada");
-        again.id = before.id;
+        (again.id, again.generation) = (before.id, before.generation);
+        let candidate = crate::ids::CandidateId::new();
+        f.store.insert_candidate(candidate, before.id, &sealed("candidate"), at(8)).await.unwrap();
         again.created_at = at(999);
         again.updated_at = at(20);
         again.email = Some("lovelace@example.com".into());
@@ -95,6 +97,8 @@ async fn reconnecting_in_place_keeps_ids_slugs_and_grants() {
         let fresh = NewTokens { refresh: None, ..tokens("second") };
         let save = SaveConnected { account: again, tokens: fresh, existing: true };
         let after = f.store.save_connected(&save, &record(Some(f.org), "account.connected")).await.unwrap();
+        let stale = f.store.save_connected(&save, &record(Some(f.org), "account.connected")).await;
+        assert!(matches!(stale, Err(Error::Conflict)), "made from an account that is another by now");
         assert_eq!((after.id, after.generation, after.status, after.reason), (before.id, 2, Status::Connected, None));
         assert_eq!((after.created_at, after.updated_at), (at(1), at(20)));
         assert_eq!(after.email.as_deref(), Some("lovelace@example.com"));
@@ -106,7 +110,9 @@ async fn reconnecting_in_place_keeps_ids_slugs_and_grants() {
         assert_eq!(grants.iter().map(|grant| grant.target).collect::<Vec<_>>(), [mail.id]);
         let kept = f.store.tokens(before.id).await.unwrap().unwrap();
         assert_eq!(kept.access.unwrap().as_bytes(), b"access second");
-        assert_eq!(kept.refresh.unwrap().as_bytes(), b"refresh first");
+        // What the authorization before gave does not belong to this one.
+        assert!(kept.refresh.is_none());
+        assert!(f.store.candidates(before.id).await.unwrap().is_empty());
     })
     .await;
 }
@@ -169,7 +175,7 @@ async fn of_two_saves_of_one_generation_one_wins() {
                 let (store, id) = (f.store.clone(), account.id);
                 let note = record(Some(f.org), "account.refreshed");
                 let new = NewTokens { scopes: Some(vec![n.to_string()]), ..tokens(&n.to_string()) };
-                tokio::spawn(async move { (n, store.save_tokens(id, 1, &new, at(30), Some(&note)).await.unwrap()) })
+                tokio::spawn(async move { (n, store.save_tokens(id, 1, &new, at(30), &[note]).await.unwrap()) })
             })
             .collect();
         let mut winners = Vec::new();
@@ -203,8 +209,8 @@ async fn saved_tokens_heal_the_account_and_keep_what_is_not_new() {
             .await
             .unwrap();
         let new = NewTokens { refresh: None, ..tokens("second") };
-        assert!(f.store.save_tokens(account.id, 1, &new, at(30), None).await.unwrap());
-        assert!(!f.store.save_tokens(account.id, 1, &new, at(31), None).await.unwrap());
+        assert!(f.store.save_tokens(account.id, 1, &new, at(30), &[]).await.unwrap());
+        assert!(!f.store.save_tokens(account.id, 1, &new, at(31), &[]).await.unwrap());
         let kept = f.store.tokens(account.id).await.unwrap().unwrap();
         assert_eq!(kept.refresh.unwrap().as_bytes(), b"refresh first");
         let healed = kept.account;
@@ -286,21 +292,21 @@ async fn disconnecting_asks_first_and_then_takes_everything() {
         f.granted(&two, &account.targets[0]).await;
         let note = || record(Some(f.org), "account.disconnected");
         let job = revocation();
-        let disconnect = async |org, id, confirm| {
-            let jobs = std::slice::from_ref(&job);
-            f.store.disconnect(org, id, confirm, jobs, at(40), &note()).await
+        let disconnect = async |organization, confirm| {
+            let wish = Disconnect { organization, confirm, ..leaving(&account, std::slice::from_ref(&job)) };
+            f.store.disconnect(&wish, &note()).await
         };
         let revision = f.store.revision().await.unwrap();
-        let asked = disconnect(f.org, account.id, false).await.unwrap();
+        let asked = disconnect(f.org, false).await.unwrap();
         assert_eq!(asked, Disconnected::NeedsConfirmation { grants: 3 });
         assert_eq!((f.recorded("account.disconnected").await, f.store.revision().await.unwrap()), (0, revision));
         assert!(f.store.tokens(account.id).await.unwrap().unwrap().access.is_some());
         let other = f.other_org().await;
-        assert!(matches!(disconnect(other, account.id, true).await, Err(Error::NotFound)));
+        assert!(matches!(disconnect(other, true).await, Err(Error::NotFound)));
 
-        let done = disconnect(f.org, account.id, true).await.unwrap();
+        let done = disconnect(f.org, true).await.unwrap();
         assert_eq!(done, Disconnected::Done(account.targets.clone()));
-        assert!(matches!(disconnect(f.org, account.id, true).await, Err(Error::NotFound)));
+        assert!(matches!(disconnect(f.org, true).await, Err(Error::NotFound)));
         assert!(f.store.account(f.org, account.id).await.unwrap().is_none());
         assert!(f.store.tokens(account.id).await.unwrap().is_none());
         assert!(f.store.target(f.org, &account.targets[0].slug).await.unwrap().is_none());
@@ -309,7 +315,7 @@ async fn disconnecting_asks_first_and_then_takes_everything() {
 
         // Nothing that was under way brings it back.
         for generation in 1..=2 {
-            assert!(!f.store.save_tokens(account.id, generation, &tokens("late"), at(41), None).await.unwrap());
+            assert!(!f.store.save_tokens(account.id, generation, &tokens("late"), at(41), &[]).await.unwrap());
             let (status, validity) = (Status::Connected, Validity::Valid);
             assert!(
                 !f.store
@@ -334,9 +340,37 @@ async fn disconnecting_asks_first_and_then_takes_everything() {
         assert_ne!(again.id, account.id);
 
         let jobs = f.store.claim_revocations(10, at(40), at(100)).await.unwrap();
-        assert_eq!((jobs.len(), jobs[0].id, jobs[0].account, jobs[0].organization), (1, job.0, account.id, f.org));
-        assert_eq!((jobs[0].provider.as_str(), &jobs[0].captures), ("acme", &account.captures));
+        assert_eq!((jobs.len(), jobs[0].id, jobs[0].account, jobs[0].organization), (1, job.id, account.id, f.org));
+        assert_eq!((jobs[0].provider.as_str(), jobs[0].subject.as_str()), ("acme", "ada"));
+        assert_eq!(jobs[0].captures, account.captures);
         assert_eq!((jobs[0].token_kind.as_str(), jobs[0].token.as_bytes()), ("refresh_token", &b"to revoke"[..]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_disconnect_counts_for_the_tokens_it_was_decided_from() {
+    on_each(async |f| {
+        let account = f.saved_account("ada").await;
+        let note = || record(Some(f.org), "account.disconnected");
+        assert!(f.store.save_tokens(account.id, 1, &tokens("second"), at(30), &[]).await.unwrap());
+        let decided = leaving(&account, &[revocation()]);
+        assert_eq!(f.store.disconnect(&decided, &note()).await.unwrap(), Disconnected::Moved);
+
+        let candidate = crate::ids::CandidateId::new();
+        f.store.insert_candidate(candidate, account.id, &sealed("candidate"), at(31)).await.unwrap();
+        let decided = Disconnect { generation: 2, ..decided };
+        assert_eq!(f.store.disconnect(&decided, &note()).await.unwrap(), Disconnected::Moved);
+        assert!(f.store.tokens(account.id).await.unwrap().unwrap().refresh.is_some());
+        assert_eq!(f.recorded("account.disconnected").await, 0);
+        assert!(f.store.claim_revocations(10, at(50), at(100)).await.unwrap().is_empty());
+
+        let found = f.store.every_candidate(account.id).await.unwrap();
+        assert_eq!((found.len(), found[0].id, found[0].token.as_bytes()), (1, candidate, &b"candidate"[..]));
+        let decided = Disconnect { candidates: vec![candidate], ..decided };
+        assert_eq!(f.store.disconnect(&decided, &note()).await.unwrap(), Disconnected::Done(account.targets));
+        assert!(f.store.every_candidate(account.id).await.unwrap().is_empty());
+        assert_eq!(f.store.claim_revocations(10, at(50), at(100)).await.unwrap().len(), 1);
     })
     .await;
 }
@@ -346,7 +380,8 @@ async fn disconnecting_without_grants_needs_no_confirmation() {
     on_each(async |f| {
         let account = f.saved_account("ada").await;
         let note = record(Some(f.org), "account.disconnected");
-        let done = f.store.disconnect(f.org, account.id, false, &[], at(40), &note).await.unwrap();
+        let wish = Disconnect { confirm: false, ..leaving(&account, &[]) };
+        let done = f.store.disconnect(&wish, &note).await.unwrap();
         assert_eq!(done, Disconnected::Done(account.targets));
     })
     .await;
@@ -358,7 +393,8 @@ async fn two_claimers_never_share_a_revocation() {
         let account = f.saved_account("ada").await;
         let jobs: Vec<_> = (0..40).map(|_| revocation()).collect();
         let note = record(Some(f.org), "account.disconnected");
-        f.store.disconnect(f.org, account.id, true, &jobs, at(0), &note).await.unwrap();
+        let wish = Disconnect { at: at(0), ..leaving(&account, &jobs) };
+        f.store.disconnect(&wish, &note).await.unwrap();
         assert!(f.store.claim_revocations(10, at(-1), at(100)).await.unwrap().is_empty());
 
         let claimers: Vec<_> = (0..8)
@@ -377,7 +413,7 @@ async fn two_claimers_never_share_a_revocation() {
         assert_eq!(claimed.iter().collect::<HashSet<_>>().len(), 40);
 
         // One ends, one fails, the rest is tried again when its time has come.
-        let (ended, failed) = (jobs[0].0, jobs[1].0);
+        let (ended, failed) = (jobs[0].id, jobs[1].id);
         let finished = || record(Some(f.org), "account.revoked");
         f.store.finish_revocation(ended, &finished()).await.unwrap();
         f.store.finish_revocation(ended, &finished()).await.unwrap();
@@ -459,8 +495,8 @@ async fn a_writer_that_leaves_half_way_changes_nothing_and_blocks_nobody() {
         let revision = f.store.revision().await.unwrap();
         for micros in [0, 20, 50, 100, 200, 400] {
             let note = record(Some(f.org), "account.disconnected");
-            let job = [revocation()];
-            let left = f.store.disconnect(f.org, account.id, true, &job, at(40), &note);
+            let wish = leaving(&account, &[revocation()]);
+            let left = f.store.disconnect(&wish, &note);
             let _ = tokio::time::timeout(Duration::from_micros(micros), left).await;
         }
         let gone = f.store.account(f.org, account.id).await.unwrap().is_none();

@@ -137,6 +137,7 @@ pub(super) fn tokens(text: &str) -> NewTokens {
         access_ttl_ms: 3_600_000,
         refresh_expires_at: None,
         scopes: None,
+        missing_scopes: None,
     }
 }
 
@@ -229,8 +230,21 @@ pub(super) fn opening(state: &str) -> FlowOpened {
     FlowOpened { state_hash: sha256(state.as_bytes()), cookie_hash: sha256(b"cookie"), verifier: sealed("verifier") }
 }
 
-pub(super) fn revocation() -> (JobId, &'static str, Sealed) {
-    (JobId::new(), "refresh_token", sealed("to revoke"))
+pub(super) fn revocation() -> NewRevocation {
+    NewRevocation { id: JobId::new(), token_kind: "refresh_token", token: sealed("to revoke") }
+}
+
+/// Disconnecting an account as it was read.
+pub(super) fn leaving(account: &AccountRow, revocations: &[NewRevocation]) -> Disconnect {
+    Disconnect {
+        organization: account.organization,
+        account: account.id,
+        generation: account.generation,
+        candidates: Vec::new(),
+        confirm: true,
+        revocations: revocations.to_vec(),
+        at: at(40),
+    }
 }
 
 pub(super) fn record(org: Option<OrgId>, action: &str) -> AuditRow {

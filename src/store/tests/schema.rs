@@ -67,7 +67,7 @@ async fn a_sqlite_file_is_for_its_owner_alone() {
     on_each(async |f| {
         let StoreUrl::Sqlite(path) = &f.url else { return };
         f.saved_account("ada").await;
-        for suffix in ["", "-wal", "-shm"] {
+        for suffix in ["", "-wal", "-shm", ".lock"] {
             let file = format!("{}{suffix}", path.display());
             assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "{file}");
         }
@@ -145,10 +145,12 @@ async fn every_unit_of_work_may_move_between_threads() {
         moves(store.accounts(f.org, &AccountFilter::default(), &page));
         moves(store.tokens(account.id));
         moves(store.save_connected(&save, &note));
-        moves(store.save_tokens(account.id, 1, &save.tokens, at(0), Some(&note)));
-        moves(store.disconnect(f.org, account.id, true, &[], at(0), &note));
+        moves(store.save_tokens(account.id, 1, &save.tokens, at(0), std::slice::from_ref(&note)));
+        let gone = leaving(&account, &[]);
+        moves(store.disconnect(&gone, &note));
+        moves(store.every_candidate(account.id));
         moves(store.claim_revocations(1, at(0), at(1)));
-        moves(store.postpone_revocation(revocation().0, at(0), Some(&note)));
+        moves(store.postpone_revocation(revocation().id, at(0), Some(&note)));
         moves(store.update_key(&key, &note));
         moves(store.touch_keys(&[(key.id, at(0))]));
         moves(store.insert_target(&static_target(f.org, "crm"), &note));
