@@ -3,14 +3,18 @@
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use keyward::app::App;
 use keyward::app::upkeep::{self, Rotated};
+use keyward::catalog::Preset;
 use keyward::clock::Clock;
 use keyward::config::{Config, Env, StoreUrl};
-use keyward::ids::{AuditId, CandidateId, JobId};
+use keyward::ids::{AuditId, CandidateId, FlowId, JobId};
 use keyward::secret::{Secret, sha256};
-use keyward::store::{AccountFilter, AuditRow, Disconnect, Disconnected, NewRevocation, Page, SessionRow, Store};
+use keyward::store::{
+    AccountFilter, AuditRow, Captures, Disconnect, Disconnected, FlowRow, NewRevocation, Page, SessionRow, Store,
+};
 use keyward::vault::{Keyring, Place, Vault};
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -91,11 +95,30 @@ async fn filled(backend: Backend) -> Filled {
     let done = store.disconnect(&wish, &record("account.disconnected")).await.unwrap();
     assert!(matches!(done, Disconnected::Done(_)));
     let account_id = account["id"].as_str().unwrap().parse().unwrap();
+    let id = CandidateId::new();
+    let place = Place { table: "token_candidates", row: &id.to_string(), column: "token" };
+    store.insert_candidate(id, account_id, &vault.seal(place, b"a refresh token"), now).await.unwrap();
     // More than one batch of everything that works in batches.
-    for _ in 0..250 {
-        let id = CandidateId::new();
-        let place = Place { table: "token_candidates", row: &id.to_string(), column: "token" };
-        store.insert_candidate(id, account_id, &vault.seal(place, b"a refresh token"), now).await.unwrap();
+    for n in 0..250_u8 {
+        let id = FlowId::new();
+        let place = Place { table: "flows", row: &id.to_string(), column: "verifier" };
+        let flow = FlowRow {
+            id,
+            organization: org,
+            provider: "sandbox".to_owned(),
+            capabilities: Vec::new(),
+            preset: Preset::Read,
+            account: None,
+            inputs: Captures::new(),
+            owner: None,
+            actor: "system".to_owned(),
+            state_hash: Some([n; 32]),
+            cookie_hash: Some([n; 32]),
+            verifier: Some(vault.seal(place, b"a verifier")),
+            created_at: now,
+            expires_at: now.after(Duration::from_secs(3600)),
+        };
+        store.insert_flow(&flow).await.unwrap();
     }
     let session = SessionRow { hash: sha256(b"cookie"), created_at: now, expires_at: now };
     store.insert_session(&session).await.unwrap();
@@ -143,7 +166,7 @@ async fn a_copied_store_serves_its_accounts() {
         for (table, rows) in &copied.rows {
             assert!(*rows > 0, "{from:?} to {to:?}: the test left {table} empty");
         }
-        // Two tokens, 250 candidates, one credential, one verifier, one revocation, the check.
+        // Two tokens, one candidate, one credential, 251 verifiers, one revocation, the check.
         assert!(copied.sealed >= 256, "{copied:?}");
         let last = last.unwrap();
         assert_eq!(last.done, last.total);
