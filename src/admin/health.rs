@@ -12,7 +12,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::telemetry::Metrics;
+use crate::store::Status;
+use crate::telemetry::{AccountCounts, Metrics};
 
 use super::AdminState;
 use super::auth::Caller;
@@ -81,6 +82,15 @@ async fn readyz(State(state): State<AdminState>) -> Result<Json<Health>, ApiErro
     ),
 )]
 async fn metrics(_: Caller, State(state): State<AdminState>) -> Response {
+    // When the store does not answer, the last known numbers stand: metrics are wanted most when something is wrong.
+    if let Ok(counted) = state.store.account_counts().await {
+        let of = |wanted| counted.iter().find(|(status, _)| *status == wanted).map_or(0, |(_, count)| *count);
+        state.metrics.set_accounts(AccountCounts {
+            connected: of(Status::Connected),
+            degraded: of(Status::Degraded),
+            disconnected: of(Status::Disconnected),
+        });
+    }
     ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], state.metrics.encode()).into_response()
 }
 

@@ -3,10 +3,26 @@
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, OrgId};
 
+use super::codec::read_word;
 use super::db::{execute, fetch_all};
-use super::{AuditRow, Result, Store, audit};
+use super::{AuditRow, Result, Status, Store, audit};
 
 impl Store {
+    /// How many accounts there are in each status that any is in.
+    ///
+    /// # Errors
+    /// [`super::Error::Database`].
+    pub async fn account_counts(&self) -> Result<Vec<(Status, u64)>> {
+        let mut read = self.db.read().await?;
+        let rows = fetch_all!(
+            &mut read,
+            (String, i64),
+            "select status, count(*) from accounts where removed_at is null group by status"
+        )?;
+        let told = |(status, count): (String, i64)| Ok((read_word("status", &status)?, count.unsigned_abs()));
+        rows.into_iter().map(told).collect()
+    }
+
     /// Accounts in trouble, those that failed longest ago first.
     ///
     /// # Errors

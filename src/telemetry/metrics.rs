@@ -66,8 +66,6 @@ pub struct Metrics {
     pub audit_records: Counter,
     /// Audit records lost because the queue was full and `[audit] on_full` is `drop`.
     pub audit_dropped: Counter,
-    /// Agent connections open now.
-    pub connections: Gauge,
 }
 
 impl RequestOutcome {
@@ -102,8 +100,6 @@ impl Metrics {
         registry.register("audit_records", "Audit records stored", audit_records.clone());
         let audit_dropped = Counter::default();
         registry.register("audit_dropped", "Audit records lost because the queue was full", audit_dropped.clone());
-        let connections = Gauge::default();
-        registry.register("connections", "Agent connections open now", connections.clone());
         let by_status = Family::<Label, Gauge>::default();
         let accounts = ["connected", "degraded", "disconnected"]
             .map(|status| by_status.get_or_create_owned(&[("status", status)]));
@@ -116,7 +112,6 @@ impl Metrics {
             accounts,
             audit_records,
             audit_dropped,
-            connections,
         }
     }
 
@@ -177,7 +172,6 @@ mod tests {
         metrics.observe_refresh(RefreshOutcome::Misconfigured);
         metrics.set_accounts(AccountCounts { connected: 3, degraded: 1, disconnected: 0 });
         metrics.audit_records.inc_by(7);
-        metrics.connections.inc();
         let text = metrics.encode();
         for line in [
             "keyward_requests_total{outcome=\"2xx\"} 1",
@@ -191,7 +185,6 @@ mod tests {
             "keyward_refreshes_total{outcome=\"ok\"} 0",
             "keyward_audit_records_total 7",
             "keyward_audit_dropped_total 0",
-            "keyward_connections 1",
             "keyward_accounts{status=\"connected\"} 3",
             "keyward_accounts{status=\"degraded\"} 1",
         ] {

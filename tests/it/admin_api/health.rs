@@ -34,8 +34,7 @@ async fn health_is_public_and_metrics_are_not() {
         "keyward_refreshes_total{outcome=\"rejected\"} 0",
         "# TYPE keyward_audit_records counter",
         "keyward_audit_dropped_total 0",
-        "# TYPE keyward_connections gauge",
-        "# TYPE keyward_accounts gauge",
+        "keyward_accounts{status=\"connected\"} 1",
         "# EOF",
     ] {
         assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
