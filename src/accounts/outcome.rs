@@ -231,11 +231,14 @@ impl Accounts {
         let change = StatusChange { status: Status::Disconnected, reason: Some(reason), validity: Validity::Invalid };
         match self.parts.store.set_status(account.id, account.generation, change, self.parts.clock.now(), &record).await
         {
-            Ok(told) => {
-                if told {
-                    tracing::warn!(account.id = %account.id, provider = account.provider, code, "an account is disconnected");
-                }
+            Ok(true) => {
+                tracing::warn!(account.id = %account.id, provider = account.provider, code, "an account is disconnected");
                 slot.publish(Held::Disconnected { reason });
+            }
+            // Another instance said so first, or had a better answer from the provider: the row tells which.
+            Ok(false) => {
+                let row = self.row(account.id).await?;
+                return self.settle(slot, &row, Why::Dead).unwrap_or_else(|| Err(soon()));
             }
             Err(cause) => tracing::error!(account.id = %account.id, %cause, "a status can't be stored"),
         }

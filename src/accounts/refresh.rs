@@ -57,7 +57,7 @@ impl Accounts {
         answer.unwrap_or_else(|| self.fallback(slot, &row))
     }
 
-    async fn row(&self, id: AccountId) -> Result<AccountTokens, TokenError> {
+    pub(super) async fn row(&self, id: AccountId) -> Result<AccountTokens, TokenError> {
         match self.parts.store.tokens(id).await {
             Ok(Some(row)) => Ok(row),
             Ok(None) => {

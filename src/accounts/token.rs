@@ -116,8 +116,8 @@ impl Accounts {
             retry_after: Duration::from_secs(1),
         };
         let deadline = tokio::time::Instant::now() + self.parts.config.wait;
-        // Somebody else's flight may have wanted less than this caller does; then one of its own follows.
-        for _ in 0..2 {
+        // Somebody else's flight may have wanted less than this caller does; then the next one is joined, or begun.
+        loop {
             let (mut flight, mine) = self.join(account, slot, why);
             let landed = tokio::time::timeout_at(deadline, flight.wait_for(Option::is_some)).await;
             let Ok(Ok(outcome)) = landed else {
@@ -134,6 +134,5 @@ impl Accounts {
                 return outcome;
             }
         }
-        Err(unavailable())
     }
 }
