@@ -63,7 +63,8 @@ impl App {
         let shutdown = Shutdown::new();
         let catalog = Arc::new(opening::catalog(&config)?);
         let keyring = opening::keyring(&config)?;
-        let store = Store::open(&config.store, clock.now()).await.context("opening the store")?;
+        let store = Store::open(&config.store, clock.now()).await.context("opening the store")?.beside(clock.clone());
+        store.now().await.context("asking the database for the time")?;
         let vault = Arc::new(opening::vault(keyring, &store).await?);
         let (token_hash, new_admin_token) = opening::admin_token(&config, &store).await?;
         let tls = net::client_config(config.egress.ca.as_deref()).context("egress.ca")?;

@@ -352,7 +352,7 @@ async fn candidates_go_with_their_account_although_they_do_not_open() {
             store.insert_candidate(CandidateId::new(), account_id, &sealed, now).await.unwrap();
         }
         keyward.api("DELETE", &format!("/accounts/{}", id(&account)), None).await;
-        assert!(store.every_candidate(account_id).await.unwrap().is_empty());
+        assert!(store.candidates(account_id).await.unwrap().is_empty());
         counted(&keyward, |counters| counters.revocations == 1).await;
         keyward.stop().await;
     }
