@@ -29,17 +29,24 @@ pub(super) struct Setback<'a> {
     pub(super) pause: Option<Duration>,
     /// Nobody understands the provider's error code.
     pub(super) unknown: bool,
+    /// It is a matter of this instance: others need not wait.
+    here_only: bool,
 }
 
 impl<'a> Setback<'a> {
     /// The provider is in trouble.
     pub(super) const fn passing(why: &'a str) -> Self {
-        Self { reason: Reason::ProviderUnavailable, why, pause: None, unknown: false }
+        Self { reason: Reason::ProviderUnavailable, why, pause: None, unknown: false, here_only: false }
     }
 
     /// The operator must change something.
     pub(super) const fn settings(why: &'a str) -> Self {
-        Self { reason: Reason::ProviderMisconfigured, why, pause: Some(BACKOFF), unknown: false }
+        Self { reason: Reason::ProviderMisconfigured, pause: Some(BACKOFF), ..Self::passing(why) }
+    }
+
+    /// The operator must change something about this instance.
+    pub(super) const fn own_settings(why: &'a str) -> Self {
+        Self { here_only: true, ..Self::settings(why) }
     }
 }
 
@@ -196,7 +203,8 @@ impl Accounts {
         }
         let record = self.record(account, "account.degraded").detail(json!({"reason": reason, "why": why})).into_row();
         let (generation, owner) = (attempt.lease.generation, self.parts.instance);
-        let failed = Failed { generation, owner, reason, pause, unknown_since };
+        let shared = if setback.here_only { Duration::ZERO } else { pause };
+        let failed = Failed { generation, owner, reason, pause: shared, unknown_since };
         match self.parts.store.note_failure(account.id, &failed, self.parts.clock.now(), &record).await {
             Ok(true) => {}
             Ok(false) => return Some(self.overtaken(attempt.slot, account.id).await),

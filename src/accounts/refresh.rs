@@ -66,7 +66,7 @@ struct Spendable {
 struct Spendables {
     /// In the order of trying.
     tokens: Vec<Spendable>,
-    /// There are some that do not open.
+    /// The current one does not open.
     sealed: bool,
 }
 
@@ -198,7 +198,7 @@ impl Accounts {
     /// Spends refresh tokens, each once, until one brings new tokens. `None`: it failed in passing.
     async fn renew(&self, attempt: &mut Attempt<'_>, row: &AccountTokens) -> Option<Result<Bearer, TokenError>> {
         let Some(provider) = self.parts.catalog.provider(&row.account.provider) else {
-            return self.degrade(attempt, Setback::settings("unknown_provider")).await;
+            return self.degrade(attempt, Setback::own_settings("unknown_provider")).await;
         };
         let found = match self.spendables(row).await {
             Ok(found) => found,
@@ -244,8 +244,8 @@ impl Accounts {
         }
         match refusal {
             Some((code, sign_in)) if !found.sealed => Some(self.refused(attempt, &code, sign_in).await),
-            // One that does not open may still be good: for whoever has its key.
-            _ => self.degrade(attempt, Setback::settings("sealed")).await,
+            // What does not open may still be good: for whoever has its key.
+            _ => self.degrade(attempt, Setback::own_settings("sealed")).await,
         }
     }
 
@@ -258,10 +258,10 @@ impl Accounts {
             self.candidate(kept).map(|token| Spendable { token, candidate: Some(kept.id) })
         };
         let current = self.opened(row, "refresh_token").map(|token| Spendable { token, candidate: None });
+        let sealed = current.is_none() && row.refresh.is_some();
         let mut tokens: Vec<_> = successors.iter().filter_map(opened).collect();
         tokens.extend(current);
         tokens.extend(others.iter().filter_map(opened));
-        let sealed = tokens.len() < candidates.len() + usize::from(row.refresh.is_some());
         Ok(Spendables { tokens, sealed })
     }
 

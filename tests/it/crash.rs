@@ -8,6 +8,7 @@
 //! `scripts/kill-loop` runs the same with more rounds: `KEYWARD_KILL_ROUNDS` sets their number, `KEYWARD_KILL_BACKENDS`
 //! (`sqlite,postgres`) where, `KEYWARD_KILL_TABLE` a file that gets a line of numbers from each loop.
 
+mod frozen;
 mod gateway;
 mod records;
 

@@ -68,6 +68,12 @@ impl Gateway {
         }
     }
 
+    /// Sends a signal: `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        let told = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(told.success(), "kill -s {name}");
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
