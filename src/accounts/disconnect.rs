@@ -158,8 +158,12 @@ impl Accounts {
         let queued = self.until_stored(account, || store.queue_revocation(account, &job, now));
         match queued.await {
             Some(true) => self.revocations.notify_one(),
-            Some(false) => tracing::error!(account.id = %account, "a token of an account that never was is not revoked"),
-            None => tracing::error!(account.id = %account, "a token that nobody wants could not be revoked before the end"),
+            Some(false) => {
+                tracing::error!(account.id = %account, "a token of an account that never was is not revoked")
+            }
+            None => {
+                tracing::error!(account.id = %account, "a token that nobody wants could not be revoked before the end")
+            }
         }
     }
 

@@ -30,7 +30,7 @@ pub(super) struct Setback<'a> {
     /// Nobody understands the provider's error code.
     pub(super) unknown: bool,
     /// It is a matter of this instance: others need not wait.
-    here_only: bool,
+    pub(super) here_only: bool,
 }
 
 impl<'a> Setback<'a> {
@@ -215,12 +215,7 @@ impl Accounts {
     }
 
     /// The provider refused for good: disconnected, told once.
-    pub(super) async fn end(
-        &self,
-        attempt: &Attempt<'_>,
-        reason: Reason,
-        code: &str,
-    ) -> Result<Bearer, TokenError> {
+    pub(super) async fn end(&self, attempt: &Attempt<'_>, reason: Reason, code: &str) -> Result<Bearer, TokenError> {
         let (account, now) = (attempt.account, self.parts.clock.now());
         let record =
             self.record(account, "account.disconnected").detail(json!({"reason": reason, "code": code})).into_row();

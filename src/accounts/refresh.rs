@@ -254,9 +254,8 @@ impl Accounts {
         let candidates = self.parts.store.candidates(row.account.id).await?;
         let (successors, others): (Vec<_>, Vec<_>) =
             candidates.iter().partition(|kept| kept.successor_of == Some(row.account.generation));
-        let opened = |kept: &&CandidateRow| {
-            self.candidate(kept).map(|token| Spendable { token, candidate: Some(kept.id) })
-        };
+        let opened =
+            |kept: &&CandidateRow| self.candidate(kept).map(|token| Spendable { token, candidate: Some(kept.id) });
         let current = self.opened(row, "refresh_token").map(|token| Spendable { token, candidate: None });
         let sealed = current.is_none() && row.refresh.is_some();
         let mut tokens: Vec<_> = successors.iter().filter_map(opened).collect();

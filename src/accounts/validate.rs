@@ -106,13 +106,11 @@ impl Accounts {
         };
         match self.seen(&asked, before).await {
             // It may only be a token that the provider withdrew: a refresh tells.
-            Seen::Told(generation, Validity::Invalid) => {
-                match self.living(before.id, Why::Doubted(generation)).await {
-                    Ok(row) if row.account.generation > generation => Ok(self.seen(&row, before).await),
-                    Ok(_) => Ok(Seen::Nothing),
-                    Err(error) => Seen::without_token(&error),
-                }
-            }
+            Seen::Told(generation, Validity::Invalid) => match self.living(before.id, Why::Doubted(generation)).await {
+                Ok(row) if row.account.generation > generation => Ok(self.seen(&row, before).await),
+                Ok(_) => Ok(Seen::Nothing),
+                Err(error) => Seen::without_token(&error),
+            },
             seen => Ok(seen),
         }
     }

@@ -26,7 +26,9 @@ impl Accounts {
             }
             match self.step_watch(since).await {
                 Ok(seen) => since = seen.before(OVERLAP),
-                Err(cause) => tracing::warn!(%cause, "it can't be seen what became of accounts elsewhere; it is tried again"),
+                Err(cause) => {
+                    tracing::warn!(%cause, "it can't be seen what became of accounts elsewhere; it is tried again")
+                }
             }
         }
     }

@@ -25,7 +25,9 @@ impl Flash {
             "choose_capability" => ("warn", "Nothing was chosen. Tick at least one capability, then connect."),
             "valid" => ("good", "Checked: the provider accepts the account."),
             "invalid" => ("bad", "Checked: the provider does not accept the account. Reconnect it."),
-            "not_checked" => ("warn", "The provider can't be asked just now. What was known of the account still counts."),
+            "not_checked" => {
+                ("warn", "The provider can't be asked just now. What was known of the account still counts.")
+            }
             "refreshed" => ("good", "The account has a fresh access token."),
             "refresh_refused" => ("bad", "The provider refused to renew access. Reconnect the account."),
             "refresh_later" => {

@@ -330,7 +330,8 @@ impl Store {
     pub async fn tokens(&self, id: AccountId) -> Result<Option<AccountTokens>> {
         let mut read = self.db.read().await?;
         let (here, now) = (self.time.monotonic(), self.database_now(&mut read).await?);
-        let sql = select_accounts!(also "a.access_token, a.refresh_token, a.access_ttl_ms, a.next_attempt_at, ", "id = $1");
+        let sql =
+            select_accounts!(also "a.access_token, a.refresh_token, a.access_ttl_ms, a.next_attempt_at, ", "id = $1");
         let mut lines = fetch_all!(&mut read, TokenColumns, sql, id)?;
         let Some(last) = lines.last_mut() else { return Ok(None) };
         let (access, refresh) = (last.access_token.take(), last.refresh_token.take());

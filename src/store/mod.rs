@@ -27,9 +27,9 @@ mod sealed;
 mod sessions;
 mod tables;
 mod targets;
-mod time;
 #[cfg(test)]
 mod tests;
+mod time;
 
 pub use accounts::{AccountFilter, AccountRow, AccountTokens, Captures, Reason, Status, TargetRef, Validity};
 pub use audit::{AuditFilter, AuditRow};
@@ -39,8 +39,8 @@ pub use connected::SaveConnected;
 pub use copy::{Copied, CopyError};
 pub use disconnect::{Disconnect, Disconnected, NewRevocation};
 pub use flows::{FlowOpened, FlowRow};
-pub use keys::{GrantAccess, GrantRow, KeyRow};
 pub use keeping::ENDING;
+pub use keys::{GrantAccess, GrantRow, KeyRow};
 pub use leases::{LONGEST_PAUSE, Lease, Taken};
 pub use meta::OrganizationRow;
 pub use policy::{PolicyAccount, PolicyGrant, PolicyKey, PolicyRows, PolicyTarget};

@@ -199,13 +199,7 @@ impl Store {
     ///
     /// # Errors
     /// [`super::Error::Database`].
-    pub async fn set_validity(
-        &self,
-        id: AccountId,
-        generation: i64,
-        validity: Validity,
-        now: Timestamp,
-    ) -> Result<()> {
+    pub async fn set_validity(&self, id: AccountId, generation: i64, validity: Validity, now: Timestamp) -> Result<()> {
         let mut tx = self.db.write().await?;
         execute!(
             &mut tx,

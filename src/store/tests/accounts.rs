@@ -154,7 +154,9 @@ async fn of_two_saves_of_one_generation_one_wins() {
                 let (store, id) = (f.store.clone(), account.id);
                 let note = record(Some(f.org), "account.refreshed");
                 let new = NewTokens { scopes: Some(vec![n.to_string()]), ..tokens(&n.to_string()) };
-                tokio::spawn(async move { (n, store.save_tokens(id, 1, &new, at(30), &[note], recovered).await.unwrap()) })
+                tokio::spawn(
+                    async move { (n, store.save_tokens(id, 1, &new, at(30), &[note], recovered).await.unwrap()) },
+                )
             })
             .collect();
         let mut winners = Vec::new();
@@ -207,7 +209,8 @@ async fn bad_news_counts_from_whoever_holds_the_lease_and_never_over_the_end() {
             let failed = Failed { generation, owner, reason, pause: HOUR, unknown_since: None };
             f.store.note_failure(id, &failed, at(7), &note("account.degraded")).await.unwrap()
         };
-        let end = async |ended: Ended| f.store.end_account(id, &ended, at(9), &note("account.disconnected")).await.unwrap();
+        let end =
+            async |ended: Ended| f.store.end_account(id, &ended, at(9), &note("account.disconnected")).await.unwrap();
         let owner = f.leased(id).await;
         assert!(!fail(2, owner, Reason::ProviderUnavailable).await, "of another generation");
         assert!(!fail(1, InstanceId::new(), Reason::ProviderUnavailable).await, "without the lease");
@@ -351,7 +354,9 @@ async fn disconnecting_asks_first_and_then_takes_everything() {
 
         // Nothing that was under way brings it back.
         for generation in 1..=2 {
-            assert!(!f.store.save_tokens(account.id, generation, &tokens("late"), at(41), &[], recovered).await.unwrap());
+            assert!(
+                !f.store.save_tokens(account.id, generation, &tokens("late"), at(41), &[], recovered).await.unwrap()
+            );
             assert!(matches!(take(&f, account.id).await, Taken::Gone));
         }
         f.store.set_validity(account.id, 2, Validity::Valid, at(41)).await.unwrap();

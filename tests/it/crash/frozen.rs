@@ -112,14 +112,21 @@ async fn tokens_of_a_frozen_instance_bring_back_an_account_that_another_one_gave
         // The refresh token is spent and its successor unknown here: once the lease is over, the account is lost.
         pair.until(pair.at_other, 503, "account_disconnected").await;
         let lost = pair.account().await;
-        assert_eq!((&lost["status"], &lost["reason"]), (&json!("disconnected"), &json!("lost_in_window")), "{backend:?}");
+        assert_eq!(
+            (&lost["status"], &lost["reason"]),
+            (&json!("disconnected"), &json!("lost_in_window")),
+            "{backend:?}"
+        );
 
         pair.frozen.signal("CONT");
         let _ = asked.await;
         pair.until(pair.at_frozen, 200, "").await;
         pair.until(pair.at_other, 200, "").await;
         let back = pair.account().await;
-        assert_eq!((&back["status"], &back["reason"], &back["validity"]), (&json!("connected"), &Value::Null, &json!("valid")));
+        assert_eq!(
+            (&back["status"], &back["reason"], &back["validity"]),
+            (&json!("connected"), &Value::Null, &json!("valid"))
+        );
         let recovered = pair.told("account.recovered").await;
         assert_eq!(recovered.len(), 1, "{backend:?}");
         assert_eq!(recovered[0]["detail"]["after"], "lost_in_window");
@@ -163,7 +170,11 @@ async fn tokens_of_a_frozen_instance_are_kept_when_another_one_fetched_its_own()
         let calls = pair.world.sandbox.counters().token_arrived;
         pair.world.sandbox.faults().token_times(Fault::Json(400, json!({"error": "invalid_grant"})), 1);
         api(pair.at_other.admin, "POST", &format!("/accounts/{}/refresh", pair.account), None).await;
-        assert_eq!(pair.world.sandbox.counters().token_arrived - calls, 2, "{backend:?}: the current one, then the late one");
+        assert_eq!(
+            pair.world.sandbox.counters().token_arrived - calls,
+            2,
+            "{backend:?}: the current one, then the late one"
+        );
         assert_eq!(pair.account().await["status"], "connected", "{backend:?}");
     }
 }
