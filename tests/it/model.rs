@@ -48,8 +48,10 @@ pub enum Flaw {
     SavesWithoutComparing,
     /// A disconnect moves no generation, and nobody looks whether the row was removed.
     NoFence,
-    /// An account ends whatever the generation is.
-    EndsWithoutComparing,
+    /// Bad news counts from anybody, whatever the generation is.
+    NewsAtAnyTime,
+    /// Bad news counts from an instance that lost its lease, and over `disconnected`.
+    NewsFromAnybody,
     /// A status is told without having changed.
     TellsEachTime,
     /// Tokens that lost their race are thrown away.
@@ -62,12 +64,10 @@ pub enum Flaw {
     MarkGoesWithLease,
     /// Nobody looks whether a candidate's account was still there.
     KeepsWithoutLooking,
-    /// A refresh token that came alone is a candidate, and the spent one stays in the row.
-    SpentTokenStays,
+    /// A refresh token that came in place of the current one is tried after it.
+    SuccessorsLast,
     /// An account ends beside a candidate that has just come, and one that comes later does not bring it back.
     EndsForGood,
-    /// What a late refresh heard overwrites that the account has ended.
-    OverwritesAnEnd,
     /// An account that ended is back, and the other instances are not told.
     RevivesInSilence,
     /// Recovery is told by the row as it was when the refresh began.
@@ -77,7 +77,7 @@ pub enum Flaw {
 /// A property that does not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
-    /// A refresh token was spent twice though no lease lapsed, nobody crashed and every answer was heard (I5).
+    /// A refresh token was spent twice though no lease lapsed, nobody crashed and every answer was heard and good (I5).
     SpentTwice,
     /// A caller who stayed got no answer, or a bad one for no reason (I5, I7).
     Unanswered,
@@ -297,20 +297,20 @@ fn a_process_without_a_safeguard_is_found_out() {
 #[test]
 fn instances_without_a_safeguard_are_found_out() {
     let flaws = [
-        (Flaw::NoLease, Broken::SpentTwice),
+        (Flaw::NoLease, Broken::Lost),
         (Flaw::NoRereadInLease, Broken::SpentTwice),
         (Flaw::SavesWithoutComparing, Broken::Lost),
         (Flaw::NoFence, Broken::Resurrected),
-        (Flaw::EndsWithoutComparing, Broken::Lost),
+        (Flaw::NewsAtAnyTime, Broken::Lost),
         (Flaw::TellsEachTime, Broken::Mistold),
         (Flaw::NoCandidates, Broken::Forgotten),
-        (Flaw::CandidatesUntried, Broken::Unanswered),
+        (Flaw::CandidatesUntried, Broken::Lost),
         (Flaw::NoCrashMark, Broken::Mislabelled),
         (Flaw::MarkGoesWithLease, Broken::Mislabelled),
         (Flaw::KeepsWithoutLooking, Broken::Forgotten),
-        (Flaw::SpentTokenStays, Broken::Lost),
+        (Flaw::SuccessorsLast, Broken::Lost),
         (Flaw::EndsForGood, Broken::Lost),
-        (Flaw::OverwritesAnEnd, Broken::EndedTwice),
+        (Flaw::NewsFromAnybody, Broken::EndedTwice),
         (Flaw::RevivesInSilence, Broken::Unanswered),
         (Flaw::RecoveryByOldRow, Broken::Mistold),
     ];

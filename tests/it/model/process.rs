@@ -7,7 +7,7 @@ use shuttle::future::{AbortHandle, JoinHandle, spawn_local, yield_now};
 use tokio::sync::watch;
 
 use super::Flaw;
-use super::world::{Pid, Reason, Removed, Row, Status, Taken, Token, Tokens, World};
+use super::world::{Candidate, Pid, Reason, Removed, Row, Status, Taken, Token, Tokens, World};
 
 /// How many looks an instance waits for another one's lease.
 const PATIENCE: u64 = 40;
@@ -59,8 +59,8 @@ pub struct Process {
     flaw: Option<Flaw>,
     /// `cache::Slot`.
     slot: Cell<Option<Answer>>,
-    /// `Access::revisions`, as last seen.
-    revision: Cell<u64>,
+    /// `World::standing`, as last seen.
+    standing: Cell<u64>,
     /// `Flights::by_account`.
     flight: RefCell<Option<Flight>>,
     /// The last flight's task, and whether its first line was reached.
@@ -75,8 +75,8 @@ pub struct Process {
 impl Process {
     pub fn start(me: Pid, world: &Rc<RefCell<World>>) -> Rc<Self> {
         let (world, flaw) = (Rc::clone(world), world.borrow().flaw);
-        let (slot, revision, flight, flying, begun, tasks, frozen, crashed) = Default::default();
-        Rc::new(Self { me, world, flaw, slot, revision, flight, flying, begun, tasks, frozen, crashed })
+        let (slot, standing, flight, flying, begun, tasks, frozen, crashed) = Default::default();
+        Rc::new(Self { me, world, flaw, slot, standing, flight, flying, begun, tasks, frozen, crashed })
     }
 
     /// One atomic step: a transaction, or a message that arrives. Whatever waits is overtaken here.
@@ -179,10 +179,10 @@ impl Process {
 
 /// `watch.rs`.
 impl Process {
-    /// `Accounts::run_watch`, one round.
+    /// `Accounts::step_watch`.
     pub fn step_watch(&self) {
-        let revision = self.world.borrow().revision;
-        if self.revision.replace(revision) != revision && self.slot.get().is_some_and(|held| held.is_err()) {
+        let standing = self.world.borrow().standing;
+        if self.standing.replace(standing) != standing && self.slot.get().is_some_and(|held| held.is_err()) {
             self.slot.set(None);
         }
     }
@@ -321,70 +321,90 @@ impl Process {
         self.settle(row, if row.generation > asked_at { Why::Dead } else { why })
     }
 
-    /// `Accounts::renew`.
+    /// `Accounts::overtaken`.
+    async fn overtaken(&self) -> Answer {
+        let row = self.row().await?;
+        self.settle(&row, Why::Dead).unwrap_or(Err(TokenError::Unavailable))
+    }
+
+    /// `Accounts::renew`, with `spend` and `passing`.
     async fn renew(&self, row: &Row, spent: &mut bool) -> Option<Answer> {
-        let mut row = row.clone();
-        match self.ask(row.refresh, row.generation, true).await {
-            Asked::Tokens(tokens) => {
-                let kept = self.keep(&row, tokens).await;
-                *spent = false;
-                Some(kept)
+        for (before, (token, candidate)) in self.spendables(row).await.into_iter().enumerate() {
+            // `is_leased`: the first call is made in a lease that was just taken.
+            if before > 0 && !self.step(|world| world.renew_lease(self.me)).await {
+                return Some(self.overtaken().await);
             }
-            Asked::Transient { ambiguous } => {
-                *spent |= ambiguous;
-                self.degrade(&row).await;
-                None
-            }
-            Asked::Unusable { refresh } => {
-                *spent = true;
-                if self.step(|world| world.save_refresh(row.generation, refresh)).await {
-                    row.generation += 1;
+            match self.ask(token, row.generation).await {
+                Asked::Tokens(tokens) => {
+                    let kept = self.keep(row, tokens).await;
+                    self.tried(candidate).await;
                     *spent = false;
-                } else {
-                    self.keep_candidate(refresh).await;
+                    return Some(kept);
                 }
-                self.degrade(&row).await;
-                None
+                Asked::Rejected => {
+                    self.tried(candidate).await;
+                    match self.row().await {
+                        Ok(newer) if newer.generation == row.generation => {}
+                        Ok(newer) => {
+                            let settled = self.settle(&newer, Why::Dead);
+                            return Some(settled.unwrap_or(Err(TokenError::Unavailable)));
+                        }
+                        Err(error) => return Some(Err(error)),
+                    }
+                }
+                Asked::Unusable { refresh } => {
+                    *spent = true;
+                    let successor = !self.flawed(Flaw::SuccessorsLast);
+                    self.keep_candidate(refresh, successor.then_some(row.generation)).await;
+                    self.tried(candidate).await;
+                    return self.degrade(row).await;
+                }
+                Asked::Transient { ambiguous } => {
+                    *spent |= ambiguous;
+                    return self.degrade(row).await;
+                }
             }
-            Asked::Rejected => Some(self.refused(&row, spent).await),
+        }
+        let reason = if *spent { Reason::LostInWindow } else { Reason::RefreshRejected };
+        *spent = false;
+        Some(self.end(row, reason).await)
+    }
+
+    /// `Accounts::spendables`: what came in place of the current one, that one, and the others.
+    async fn spendables(&self, row: &Row) -> Vec<(Token, Option<Candidate>)> {
+        let mut candidates = self.step(|world| world.candidates()).await;
+        candidates.retain(|_| !self.flawed(Flaw::CandidatesUntried));
+        let (successors, others): (Vec<_>, Vec<_>) =
+            candidates.into_iter().partition(|kept| kept.successor_of == Some(row.generation));
+        let kept = |candidate: Candidate| (candidate.token, Some(candidate));
+        let current = [(row.refresh, None)];
+        successors.into_iter().map(kept).chain(current).chain(others.into_iter().map(kept)).collect()
+    }
+
+    /// `Accounts::tried`.
+    async fn tried(&self, candidate: Option<Candidate>) {
+        if let Some(candidate) = candidate {
+            self.step(|world| world.delete_candidate(candidate)).await;
         }
     }
 
-    /// `oauth::Client::refresh`, `while_leased` when it is renewed.
-    async fn ask(&self, token: Token, generation: u64, renewed: bool) -> Asked {
+    /// `oauth::Client::refresh`, `while_leased`.
+    async fn ask(&self, token: Token, generation: u64) -> Asked {
         if !self.step(World::is_reached).await {
             return Asked::Transient { ambiguous: false };
         }
         let given = self.step(|world| world.exchange(self.me, token, generation)).await;
-        if renewed {
-            self.step(|world| world.renew_lease(self.me)).await;
-        }
+        self.step(|world| world.renew_lease(self.me)).await;
         if !self.step(|world| world.is_heard(self.me, given)).await {
             return Asked::Transient { ambiguous: true };
         }
         match given {
             None => Asked::Rejected,
-            Some(Tokens { refresh: Some(refresh), .. }) if !self.world.borrow_mut().is_usable() => {
+            Some(Tokens { refresh: Some(refresh), .. }) if !self.world.borrow_mut().is_usable(self.me) => {
                 Asked::Unusable { refresh }
             }
             Some(tokens) => Asked::Tokens(tokens),
         }
-    }
-
-    /// `Accounts::refused`.
-    async fn refused(&self, row: &Row, spent: &mut bool) -> Answer {
-        let newer = self.row().await?;
-        if newer.generation != row.generation
-            && let Some(answer) = self.settle(&newer, Why::Dead)
-        {
-            return answer;
-        }
-        if let Some(answer) = self.try_candidates(row).await {
-            return answer;
-        }
-        let reason = if *spent { Reason::LostInWindow } else { Reason::RefreshRejected };
-        *spent = false;
-        self.end(row, reason).await
     }
 }
 
@@ -397,87 +417,50 @@ impl Process {
             (unstored.access, unstored.dead_at) = (tokens.access, u64::MAX);
             self.publish(&unstored);
         }
-        if !self.save(row, tokens).await {
-            return self.lost(tokens).await;
+        if !self.save(row, tokens).await
+            && let Some(refresh) = tokens.refresh
+        {
+            // `lost`.
+            self.keep_candidate(refresh, None).await;
         }
-        let stored = self.row().await?;
-        self.settle(&stored, Why::Dead).unwrap_or(Err(TokenError::Unavailable))
+        self.overtaken().await
     }
 
     /// `Accounts::save`. `false`: the account has moved on.
     async fn save(&self, row: &Row, tokens: Tokens) -> bool {
-        let mut told = true;
         loop {
             match self.step(|world| world.save_tokens(row.generation, tokens, row.status)).await {
-                Ok(saved) if saved || told => return saved,
-                Ok(_) => return self.step(|world| world.tokens()).await.is_some_and(|now| now.access == tokens.access),
-                Err(()) => told = false,
+                Ok(true) => return true,
+                // An earlier try may have failed without telling that it was stored.
+                Ok(false) => {
+                    return self.step(|world| world.tokens()).await.is_some_and(|now| now.access == tokens.access);
+                }
+                Err(()) => {}
             }
         }
     }
 
-    /// `Accounts::lost`.
-    async fn lost(&self, tokens: Tokens) -> Answer {
-        let current = self.step(|world| world.tokens()).await;
-        match (&current, tokens.refresh) {
-            (Some(_), Some(refresh)) => self.keep_candidate(refresh).await,
-            (None, Some(refresh)) => self.step(|world| world.revoke(refresh)).await,
-            (_, None) => {}
-        }
-        let current = current.ok_or_else(|| self.gone())?;
-        self.settle(&current, Why::Dead).unwrap_or(Err(TokenError::Unavailable))
-    }
-
-    /// `Accounts::keep_candidate`. Ahead of the code: a token of an account that went meanwhile is revoked.
-    async fn keep_candidate(&self, refresh: Token) {
-        let kept = self.step(|world| world.insert_candidate(refresh)).await;
+    /// `Accounts::keep_candidate`, `keep_successor`. A token of an account that went meanwhile is given up.
+    async fn keep_candidate(&self, refresh: Token, successor_of: Option<u64>) {
+        let kept = self.step(|world| world.insert_candidate(refresh, successor_of)).await;
         if !kept && !self.flawed(Flaw::KeepsWithoutLooking) {
             self.step(|world| world.revoke(refresh)).await;
         }
     }
 
-    /// `Accounts::try_candidates`.
-    async fn try_candidates(&self, row: &Row) -> Option<Answer> {
-        if self.flawed(Flaw::CandidatesUntried) {
-            return None;
-        }
-        for candidate in self.step(|world| world.candidates()).await {
-            let answer = match self.ask(candidate, row.generation, false).await {
-                Asked::Tokens(tokens) => Some(self.keep(row, tokens).await),
-                Asked::Rejected => None,
-                Asked::Unusable { refresh } => {
-                    self.keep_candidate(refresh).await;
-                    self.degrade(row).await;
-                    self.step(|world| world.delete_candidate(candidate)).await;
-                    return Some(Err(TokenError::Unavailable));
-                }
-                Asked::Transient { .. } => {
-                    self.degrade(row).await;
-                    return Some(Err(TokenError::Unavailable));
-                }
-            };
-            self.step(|world| world.delete_candidate(candidate)).await;
-            if answer.is_some() {
-                return answer;
-            }
-        }
-        None
-    }
-
-    /// `Accounts::degrade`.
-    async fn degrade(&self, row: &Row) {
-        let reason = Reason::ProviderUnavailable;
-        self.step(|world| world.set_status(row.generation, Status::Degraded, reason)).await;
+    /// `Accounts::degrade`. The row's answer when it has moved on.
+    async fn degrade(&self, row: &Row) -> Option<Answer> {
+        let noted = self.step(|world| world.note_failure(self.me, row.generation)).await;
+        if noted { None } else { Some(self.overtaken().await) }
     }
 
     /// `Accounts::end`.
     async fn end(&self, row: &Row, reason: Reason) -> Answer {
-        if self.step(|world| world.set_status(row.generation, Status::Disconnected, reason)).await {
+        if self.step(|world| world.end_account(self.me, row.generation, reason)).await {
             self.slot.set(Some(Err(TokenError::Disconnected)));
             return Err(TokenError::Disconnected);
         }
-        let row = self.row().await?;
-        self.settle(&row, Why::Dead).unwrap_or(Err(TokenError::Unavailable))
+        self.overtaken().await
     }
 }
 

@@ -53,6 +53,14 @@ pub struct Tokens {
     pub refresh: Option<Token>,
 }
 
+/// A row of `token_candidates`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    pub token: Token,
+    /// It came in place of the refresh token of this generation.
+    pub successor_of: Option<u64>,
+}
+
 pub enum Taken {
     Won { maybe_spent: bool },
     Held,
@@ -124,7 +132,7 @@ struct Call {
     token: Token,
     generation: u64,
     by: Pid,
-    /// Made without a lease, or what it gave can't be known: another one with the same token is no mistake.
+    /// Made without a lease, or what it gave is not known or no good: another one with the same token is no mistake.
     excused: bool,
 }
 
@@ -155,10 +163,10 @@ pub struct World {
     pub flaw: Option<Flaw>,
     /// How many answers may still go wrong.
     pub troubles: u32,
-    /// The policy's revision, which instances watch.
-    pub revision: u64,
+    /// How often an account that had ended came back: `standing_at`.
+    pub standing: u64,
     row: Row,
-    candidates: Vec<Token>,
+    candidates: Vec<Candidate>,
     revocations: Vec<Token>,
     provider: Provider,
     book: Book,
@@ -182,7 +190,7 @@ impl World {
         let book = Book { stored: BTreeSet::from([0]), ..Book::default() };
         let provider = Provider { rotation, refresh: vec![first], next_access: 0 };
         let (candidates, revocations) = (Vec::new(), Vec::new());
-        Self { now: 1, flaw, troubles: 0, revision: 0, row, candidates, revocations, provider, book }
+        Self { now: 1, flaw, troubles: 0, standing: 0, row, candidates, revocations, provider, book }
     }
 
     /// Whether something goes wrong here.
@@ -225,15 +233,21 @@ impl World {
     }
 
     /// `Store::renew_lease`.
-    pub fn renew_lease(&mut self, me: Pid) {
-        if self.row.lease.is_some_and(|(owner, _)| owner == me) && !self.row.removed {
+    pub fn renew_lease(&mut self, me: Pid) -> bool {
+        let ours = self.is_owner(me) && !self.row.removed;
+        if ours {
             self.row.lease = Some((me, self.now + LEASE));
         }
+        ours
+    }
+
+    fn is_owner(&self, me: Pid) -> bool {
+        self.row.lease.is_some_and(|(owner, _)| owner == me)
     }
 
     /// `Store::release_lease`.
     pub fn release_lease(&mut self, me: Pid, spent: bool) {
-        if self.row.lease.is_some_and(|(owner, _)| owner == me) {
+        if self.is_owner(me) {
             self.row.lease = None;
             self.row.started &= spent && !self.flawed(Flaw::MarkGoesWithLease);
         }
@@ -261,7 +275,7 @@ impl World {
         if !self.is_at(generation, Flaw::SavesWithoutComparing) {
             return false;
         }
-        // Told by the row as it is now; ahead of `save`, which goes by the row as it was when the refresh began.
+        // Told by the row as it is now.
         let seen = if self.flawed(Flaw::RecoveryByOldRow) { seen } else { self.row.status };
         if seen != Status::Connected {
             self.book.told.push(Status::Connected);
@@ -284,42 +298,38 @@ impl World {
         true
     }
 
-    /// Saves a refresh token that came without an access token. Ahead of the code, which keeps a candidate.
-    pub fn save_refresh(&mut self, generation: u64, refresh: Token) -> bool {
-        let there = self.is_at(generation, Flaw::SavesWithoutComparing) && !self.flawed(Flaw::SpentTokenStays);
-        if there {
-            self.row.generation += 1;
-            self.row.refresh = refresh;
-            self.book.stored.insert(refresh);
-            self.revive();
+    /// `Store::note_failure`. `false`: this is not for us to say any more.
+    pub fn note_failure(&mut self, me: Pid, generation: u64) -> bool {
+        let counts = self.counts(me, generation);
+        if counts {
             self.tell(Status::Degraded, Reason::ProviderUnavailable);
         }
-        there
+        counts
     }
 
-    /// `Store::set_status`, with its record.
-    pub fn set_status(&mut self, generation: u64, status: Status, reason: Reason) -> bool {
-        if !self.is_at(generation, Flaw::EndsWithoutComparing) {
-            return false;
+    /// `Store::end_account`. `false` as for [`World::note_failure`]. Ahead of the code, which ends an account beside a
+    /// candidate that came after the others were read.
+    pub fn end_account(&mut self, me: Pid, generation: u64, reason: Reason) -> bool {
+        let hopeless = self.candidates.is_empty() || self.flawed(Flaw::EndsForGood);
+        let counts = self.counts(me, generation) && (hopeless || self.flawed(Flaw::CandidatesUntried));
+        if counts {
+            self.tell(Status::Disconnected, reason);
         }
-        // Ahead of `end`, which does not look for candidates that came after it tried them.
-        if status == Status::Disconnected && !self.candidates.is_empty() && !self.flawed(Flaw::EndsForGood) {
-            return false;
-        }
-        // Ahead of the code, where late trouble, or an end for another reason, overwrites an end.
-        if self.row.status == Status::Disconnected && !self.flawed(Flaw::OverwritesAnEnd) {
-            return false;
-        }
-        self.tell(status, reason)
+        counts
     }
 
-    fn tell(&mut self, status: Status, reason: Reason) -> bool {
-        let changes = self.row.status != status || self.row.reason != Some(reason);
-        if changes || self.flawed(Flaw::TellsEachTime) {
+    /// Bad news counts from whoever holds the lease, and never over `disconnected`.
+    fn counts(&self, me: Pid, generation: u64) -> bool {
+        let ours = self.is_owner(me) || self.flawed(Flaw::NewsFromAnybody) || self.flawed(Flaw::NewsAtAnyTime);
+        let ended = self.row.status == Status::Disconnected && !self.flawed(Flaw::NewsFromAnybody);
+        self.is_at(generation, Flaw::NewsAtAnyTime) && ours && !ended
+    }
+
+    fn tell(&mut self, status: Status, reason: Reason) {
+        if self.row.status != status || self.row.reason != Some(reason) || self.flawed(Flaw::TellsEachTime) {
             self.book.told.push(status);
         }
         self.change(status, Some(reason));
-        changes
     }
 
     /// `where generation = $2 and removed_at is null`.
@@ -334,17 +344,16 @@ impl World {
         (self.row.status, self.row.reason) = (status, reason);
     }
 
-    /// An account that ended is back: what the instances know of its end is void. Ahead of `save_tokens`, which does
-    /// not raise the policy's revision.
+    /// An account that ended is back: `standing_at`, which the instances watch.
     fn revive(&mut self) {
         let ended = self.row.status == Status::Disconnected;
         self.book.revived += usize::from(ended);
-        self.revision += u64::from(ended && !self.flawed(Flaw::RevivesInSilence));
+        self.standing += u64::from(ended && !self.flawed(Flaw::RevivesInSilence));
     }
 
-    /// `Store::insert_candidate`. `false`: the account is gone. Ahead of the code, which doesn't tell, and lets an
-    /// account that ended be.
-    pub fn insert_candidate(&mut self, token: Token) -> bool {
+    /// `Store::insert_candidate`, `insert_successor`. `false`: the account is gone. Ahead of the code, which lets an
+    /// account that has ended be.
+    pub fn insert_candidate(&mut self, token: Token, successor_of: Option<u64>) -> bool {
         if self.row.removed || self.flawed(Flaw::NoCandidates) {
             return !self.row.removed;
         }
@@ -352,23 +361,23 @@ impl World {
             self.revive();
             self.tell(Status::Degraded, Reason::ProviderUnavailable);
         }
-        self.candidates.push(token);
+        self.candidates.push(Candidate { token, successor_of });
         self.book.stored.insert(token);
         true
     }
 
     /// `Store::candidates`: newest first.
-    pub fn candidates(&self) -> Vec<Token> {
+    pub fn candidates(&self) -> Vec<Candidate> {
         self.candidates.iter().rev().copied().collect()
     }
 
     /// `Store::delete_candidate`.
-    pub fn delete_candidate(&mut self, token: Token) {
-        self.candidates.retain(|each| *each != token);
+    pub fn delete_candidate(&mut self, candidate: Candidate) {
+        self.candidates.retain(|each| *each != candidate);
     }
 
     /// `Store::disconnect`: what was read goes, with jobs that revoke it; or nothing does.
-    pub fn disconnect(&mut self, read: &Row, candidates: &[Token]) -> Removed {
+    pub fn disconnect(&mut self, read: &Row, candidates: &[Candidate]) -> Removed {
         if self.row.removed {
             return Removed::NotFound;
         }
@@ -377,7 +386,7 @@ impl World {
         }
         self.candidates.clear();
         self.revocations.push(read.refresh);
-        self.revocations.extend(candidates);
+        self.revocations.extend(candidates.iter().map(|each| each.token));
         let generation = read.generation + u64::from(!self.flawed(Flaw::NoFence));
         self.row = Row { generation, lease: None, started: false, removed: true, ..read.clone() };
         self.book.disconnected_by_person = true;
@@ -416,9 +425,13 @@ impl World {
         heard
     }
 
-    /// Whether an answer has the access token that it must have.
-    pub fn is_usable(&mut self) -> bool {
-        !self.trouble()
+    /// Whether an answer has the access token that it must have. The token it was for may be tried again, as the last.
+    pub fn is_usable(&mut self, me: Pid) -> bool {
+        let usable = !self.trouble();
+        if !usable {
+            self.excuse(me);
+        }
+        usable
     }
 
     /// RFC 7009, at a provider that ends this one token only.
@@ -484,7 +497,12 @@ impl World {
         }
         let rotates = matches!(self.provider.rotation, Rotation::Strict | Rotation::Family);
         let excused = !lost.is_empty() && rotates || book.lapsed;
-        let known_alive = self.candidates.iter().chain([&row.refresh]).any(|token| self.provider.refresh[*token].alive);
+        let known_alive = self
+            .candidates
+            .iter()
+            .map(|each| each.token)
+            .chain([row.refresh])
+            .any(|token| self.provider.refresh[token].alive);
         match row.status {
             Status::Connected => {}
             Status::Disconnected if excused && !known_alive => {
