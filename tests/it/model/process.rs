@@ -366,8 +366,7 @@ impl Process {
             }
         }
         let reason = if *spent { Reason::LostInWindow } else { Reason::RefreshRejected };
-        *spent = false;
-        Some(self.end(row, reason).await)
+        Some(self.end(row, reason, spent).await)
     }
 
     /// `Accounts::spendables`: what came in place of the current one, that one, and the others.
@@ -454,9 +453,10 @@ impl Process {
         if noted { None } else { Some(self.overtaken().await) }
     }
 
-    /// `Accounts::end`.
-    async fn end(&self, row: &Row, reason: Reason) -> Answer {
+    /// `Accounts::end`. Ahead of `refused`, which takes the mark away before the end is stored.
+    async fn end(&self, row: &Row, reason: Reason, spent: &mut bool) -> Answer {
         if self.step(|world| world.end_account(self.me, row.generation, reason)).await {
+            *spent = false;
             self.slot.set(Some(Err(TokenError::Disconnected)));
             return Err(TokenError::Disconnected);
         }
