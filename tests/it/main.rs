@@ -14,6 +14,7 @@ mod drain;
 mod harness;
 mod headers;
 mod maintenance;
+mod model;
 mod proxy;
 mod reconnect;
 mod refresh;
