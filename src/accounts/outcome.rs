@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::audit::{Actor, Record};
-use crate::ids::{self, AccountId};
+use crate::ids::{self, AccountId, OrgId};
 use crate::oauth::Tokens;
 use crate::secret::Secret;
-use crate::store::{self, AccountRow, Ended, Failed, LONGEST_PAUSE, NewTokens, Reason};
+use crate::store::{self, AccountRow, AuditRow, Ended, Failed, LONGEST_PAUSE, NewTokens, Reason};
 use crate::vault::Place;
 
 use super::cache::{Held, Slot};
@@ -135,7 +135,8 @@ impl Accounts {
     async fn keep_candidate(&self, account: AccountId, refresh: &Secret<String>) {
         let (id, sealed) = self.seal_candidate(refresh);
         let (store, now) = (&self.parts.store, self.parts.clock.now());
-        let kept = self.until_stored(account, || store.insert_candidate(id, account, &sealed, now)).await;
+        let revived = |organization| self.revived(account, organization);
+        let kept = self.until_stored(account, || store.insert_candidate(id, account, &sealed, now, revived)).await;
         self.kept(account, refresh, kept).await;
     }
 
@@ -144,9 +145,19 @@ impl Accounts {
     pub(super) async fn keep_successor(&self, account: &AccountRow, refresh: &Secret<String>) {
         let (id, sealed) = self.seal_candidate(refresh);
         let (store, now) = (&self.parts.store, self.parts.clock.now());
-        let insert = || store.insert_successor(id, account.id, &sealed, account.generation, now);
+        let revived = |organization| self.revived(account.id, organization);
+        let insert = || store.insert_successor(id, account.id, &sealed, account.generation, now, revived);
         let kept = self.while_leased(account.id, self.until_stored(account.id, insert)).await;
         self.kept(account.id, refresh, kept).await;
+    }
+
+    /// Says that an account which was ended has a refresh token that is still to be tried.
+    pub(super) fn revived(&self, account: AccountId, organization: OrgId) -> AuditRow {
+        let detail = json!({"reason": Reason::ProviderUnavailable, "why": "another refresh token was received"});
+        Record::new(self.parts.clock.now(), organization, &Actor::System, "account.degraded")
+            .account(account)
+            .detail(detail)
+            .into_row()
     }
 
     /// A refresh token is never just dropped: not with an account that is gone, nor at the end of the process.
@@ -215,7 +226,12 @@ impl Accounts {
     }
 
     /// The provider refused for good: disconnected, told once.
-    pub(super) async fn end(&self, attempt: &Attempt<'_>, reason: Reason, code: &str) -> Result<Bearer, TokenError> {
+    pub(super) async fn end(
+        &self,
+        attempt: &mut Attempt<'_>,
+        reason: Reason,
+        code: &str,
+    ) -> Result<Bearer, TokenError> {
         let (account, now) = (attempt.account, self.parts.clock.now());
         let record =
             self.record(account, "account.disconnected").detail(json!({"reason": reason, "code": code})).into_row();
@@ -223,6 +239,7 @@ impl Accounts {
         let ended = Ended { generation, owner, reason, checked_at: attempt.asked.then_some(now) };
         match self.parts.store.end_account(account.id, &ended, now, &record).await {
             Ok(true) => {
+                attempt.resolved();
                 tracing::warn!(account.id = %account.id, provider = account.provider, code, "an account is disconnected");
                 attempt.slot.publish(Held::Disconnected { reason });
             }

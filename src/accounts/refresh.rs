@@ -55,6 +55,13 @@ pub(super) struct Attempt<'a> {
     pub(super) asked: bool,
 }
 
+impl Attempt<'_> {
+    /// Its result is stored: nothing is in doubt any more.
+    pub(super) fn resolved(&mut self) {
+        self.spent = false;
+    }
+}
+
 /// A refresh token to try.
 struct Spendable {
     token: Secret<String>,
@@ -66,7 +73,7 @@ struct Spendable {
 struct Spendables {
     /// In the order of trying.
     tokens: Vec<Spendable>,
-    /// The current one does not open.
+    /// There is one that does not open.
     sealed: bool,
 }
 
@@ -222,7 +229,7 @@ impl Accounts {
                     self.parts.metrics.observe_refresh(RefreshOutcome::Ok);
                     let kept = self.keep(attempt, tokens).await;
                     self.tried(spendable.candidate).await;
-                    attempt.spent = false;
+                    attempt.resolved();
                     return Some(kept);
                 }
                 Err(oauth::Error::Rejected { code, sign_in }) => {
@@ -257,11 +264,11 @@ impl Accounts {
         let opened =
             |kept: &&CandidateRow| self.candidate(kept).map(|token| Spendable { token, candidate: Some(kept.id) });
         let current = self.opened(row, "refresh_token").map(|token| Spendable { token, candidate: None });
-        let sealed = current.is_none() && row.refresh.is_some();
+        let stored = candidates.len() + usize::from(row.refresh.is_some());
         let mut tokens: Vec<_> = successors.iter().filter_map(opened).collect();
         tokens.extend(current);
         tokens.extend(others.iter().filter_map(opened));
-        Ok(Spendables { tokens, sealed })
+        Ok(Spendables { sealed: tokens.len() < stored, tokens })
     }
 
     /// Asks the provider once, in a lease that is ours when the call begins. `None`: it is not, or nobody can tell.
@@ -358,7 +365,6 @@ impl Accounts {
             (false, true) => Reason::LostInWindow,
             (false, false) => Reason::RefreshRejected,
         };
-        attempt.spent = false;
         self.end(attempt, reason, code).await
     }
 

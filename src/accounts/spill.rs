@@ -64,7 +64,9 @@ impl Accounts {
                 continue;
             };
             let sealed = Sealed::from_bytes(STANDARD.decode(&spilled.token)?);
-            if !self.parts.store.insert_candidate(id, spilled.account, &sealed, self.parts.clock.now()).await? {
+            let revived = |organization| self.revived(spilled.account, organization);
+            let (store, now) = (&self.parts.store, self.parts.clock.now());
+            if !store.insert_candidate(id, spilled.account, &sealed, now, revived).await? {
                 // Disconnected since: nobody wants it any more.
                 let candidate = CandidateRow { id, token: sealed, successor_of: None };
                 let Some(token) = self.candidate(&candidate) else { continue };

@@ -1,11 +1,12 @@
 //! Refresh tokens that were received and could not become the current one, so that they can still save the account.
 
 use crate::clock::Timestamp;
-use crate::ids::{AccountId, CandidateId};
+use crate::ids::{AccountId, CandidateId, OrgId};
 use crate::vault::Sealed;
 
-use super::db::{execute, fetch_all};
-use super::{Result, Store};
+use super::codec::word;
+use super::db::{Session, execute, fetch_all, fetch_optional};
+use super::{AuditRow, Reason, Result, Store, audit};
 
 /// One of them.
 #[derive(Clone)]
@@ -18,9 +19,34 @@ pub struct CandidateRow {
     pub successor_of: Option<i64>,
 }
 
+/// Whoever ended the account did not know of the token that is kept now.
+async fn revive(
+    tx: &mut Session,
+    account: AccountId,
+    now: Timestamp,
+    time: i64,
+    revived: impl FnOnce(OrgId) -> AuditRow,
+) -> Result<()> {
+    let organization = fetch_optional!(
+        tx,
+        (OrgId,),
+        "update accounts set status = 'degraded', reason = $2, validity = 'unknown', updated_at = $3, standing_at = $4 \
+         where id = $1 and status = 'disconnected' and removed_at is null returning organization",
+        account,
+        word(Reason::ProviderUnavailable),
+        now.millis(),
+        time,
+    )?;
+    match organization {
+        Some((organization,)) => audit::insert(tx, std::slice::from_ref(&revived(organization))).await,
+        None => Ok(()),
+    }
+}
+
 impl Store {
-    /// Keeps a refresh token that lost the race to be stored, the newest ten of an account. `false`: the account is
-    /// gone, and nothing of it is kept.
+    /// Keeps a refresh token that lost the race to be stored, the newest ten of an account. An account that was ended
+    /// meanwhile has hope again: it becomes `degraded` until somebody tries the token, and `revived` is written. `false`:
+    /// the account is gone, and nothing of it is kept.
     ///
     /// # Errors
     /// [`super::Error::Database`].
@@ -30,8 +56,9 @@ impl Store {
         account: AccountId,
         token: &Sealed,
         now: Timestamp,
+        revived: impl FnOnce(OrgId) -> AuditRow,
     ) -> Result<bool> {
-        self.insert(id, account, token, None, now).await
+        self.insert(id, account, token, None, now, revived).await
     }
 
     /// As [`Store::insert_candidate`], of a refresh token that came in place of the one of `generation`.
@@ -45,8 +72,9 @@ impl Store {
         token: &Sealed,
         generation: i64,
         now: Timestamp,
+        revived: impl FnOnce(OrgId) -> AuditRow,
     ) -> Result<bool> {
-        self.insert(id, account, token, Some(generation), now).await
+        self.insert(id, account, token, Some(generation), now, revived).await
     }
 
     async fn insert(
@@ -56,6 +84,7 @@ impl Store {
         token: &Sealed,
         successor_of: Option<i64>,
         now: Timestamp,
+        revived: impl FnOnce(OrgId) -> AuditRow,
     ) -> Result<bool> {
         let mut tx = self.db.write().await?;
         execute!(
@@ -74,9 +103,13 @@ impl Store {
              (select id from token_candidates where account = $1 order by id desc limit 10)",
             account,
         )?;
-        let kept = fetch_all!(&mut tx, (CandidateId,), "select id from token_candidates where id = $1", id)?;
+        let kept = fetch_optional!(&mut tx, (CandidateId,), "select id from token_candidates where id = $1", id)?;
+        if kept.is_some() {
+            let time = self.database_now(&mut tx).await?;
+            revive(&mut tx, account, now, time, revived).await?;
+        }
         tx.commit().await?;
-        Ok(!kept.is_empty())
+        Ok(kept.is_some())
     }
 
     /// Candidates of an account, newest first.

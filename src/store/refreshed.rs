@@ -165,7 +165,7 @@ impl Store {
     }
 
     /// Disconnects an account that its provider has ended, and writes `record`. `false`: nothing was changed, for the
-    /// account has moved on, as for [`Store::note_failure`].
+    /// account has moved on, as for [`Store::note_failure`], or has a refresh token that is still to be tried.
     ///
     /// # Errors
     /// [`super::Error::Database`].
@@ -178,7 +178,7 @@ impl Store {
              checked_at = coalesce($5, checked_at), updated_at = $6, standing_at = $7, \
              refresh_failures = 0, next_attempt_at = null, unknown_since = null \
              where id = $1 and generation = $2 and lease_owner = $3 and removed_at is null \
-             and status <> 'disconnected'",
+             and status <> 'disconnected' and not exists (select 1 from token_candidates where account = $1)",
             id,
             ended.generation,
             ended.owner,

@@ -12,7 +12,7 @@
 //! away, and must be found: so the model is known to see what it is there to see. The schedules come from a fixed seed.
 //!
 //! Left out: backoff, margins and `refresh.wait` (when something is tried, not what it does), reconnecting, sealing, and
-//! a store that can't be read. Where the model is ahead of the code, the step says so.
+//! a store that can't be read.
 
 mod process;
 mod world;

@@ -79,7 +79,7 @@ async fn reconnecting_in_place_keeps_ids_slugs_and_grants() {
         let mut again = account(f.org, "ada");
         (again.id, again.generation) = (before.id, before.generation);
         let candidate = crate::ids::CandidateId::new();
-        f.store.insert_candidate(candidate, before.id, &sealed("candidate"), at(8)).await.unwrap();
+        f.store.insert_candidate(candidate, before.id, &sealed("candidate"), at(8), revived).await.unwrap();
         again.created_at = at(999);
         again.updated_at = at(20);
         again.email = Some("lovelace@example.com".into());
@@ -301,6 +301,33 @@ async fn take(f: &Fixture, id: AccountId) -> Taken {
     f.store.take_lease(id, InstanceId::new(), 6_000).await.unwrap()
 }
 
+#[tokio::test]
+async fn an_account_has_hope_while_a_refresh_token_is_still_to_be_tried() {
+    on_each(async |f| {
+        let id = f.saved_account("ada").await.id;
+        let read = async || f.store.account(f.org, id).await.unwrap().unwrap();
+        let keep = async |token| {
+            f.store.insert_candidate(token, id, &sealed("kept"), at(5), revived).await.unwrap();
+        };
+        let first = crate::ids::CandidateId::new();
+        keep(first).await;
+        assert!(!f.ended(id).await, "nobody has tried it");
+        assert_eq!((read().await.status, f.recorded("account.degraded").await), (Status::Connected, 0));
+        f.store.delete_candidate(first).await.unwrap();
+        assert!(f.ended(id).await);
+
+        // What comes after the end brings it back to where it can be tried; told once.
+        for _ in 0..2 {
+            keep(crate::ids::CandidateId::new()).await;
+            let account = read().await;
+            assert_eq!((account.status, account.validity), (Status::Degraded, Validity::Unknown));
+            assert_eq!(f.recorded("account.degraded").await, 1);
+        }
+        assert_eq!(f.store.degraded_accounts(10).await.unwrap(), [id]);
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_who_see_an_account_end_one_says_so() {
     on_each(async |f| {
@@ -366,7 +393,7 @@ async fn disconnecting_asks_first_and_then_takes_everything() {
 
         // What came for it is not kept, but given back.
         let late = crate::ids::CandidateId::new();
-        assert!(!f.store.insert_candidate(late, account.id, &sealed("late"), at(41)).await.unwrap());
+        assert!(!f.store.insert_candidate(late, account.id, &sealed("late"), at(41), revived).await.unwrap());
         let given = NewRevocation { token: sealed("late"), ..revocation() };
         assert!(f.store.queue_revocation(account.id, &given, at(60)).await.unwrap());
         assert!(f.store.queue_revocation(account.id, &given, at(60)).await.unwrap(), "once, however often it is said");
@@ -395,7 +422,7 @@ async fn a_disconnect_counts_for_the_tokens_it_was_decided_from() {
         assert_eq!(f.store.disconnect(&decided, &note()).await.unwrap(), Disconnected::Moved);
 
         let candidate = crate::ids::CandidateId::new();
-        f.store.insert_candidate(candidate, account.id, &sealed("candidate"), at(31)).await.unwrap();
+        f.store.insert_candidate(candidate, account.id, &sealed("candidate"), at(31), revived).await.unwrap();
         let decided = Disconnect { generation: 2, ..decided };
         assert_eq!(f.store.disconnect(&decided, &note()).await.unwrap(), Disconnected::Moved);
         assert!(f.store.tokens(account.id).await.unwrap().unwrap().refresh.is_some());

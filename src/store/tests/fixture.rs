@@ -282,6 +282,10 @@ pub(super) fn leaving(account: &AccountRow, revocations: &[NewRevocation]) -> Di
     }
 }
 
+pub(super) fn revived(org: OrgId) -> AuditRow {
+    record(Some(org), "account.degraded")
+}
+
 pub(super) fn record(org: Option<OrgId>, action: &str) -> AuditRow {
     AuditRow {
         id: AuditId::new(),

@@ -209,7 +209,7 @@ async fn a_value_that_does_not_open_keeps_the_check_where_it_is() {
             let account = f.saved_account(&format!("person {person}")).await;
             for n in person * 10..person * 10 + 10 {
                 let token = sealed(&format!("old {n}"));
-                f.store.insert_candidate(CandidateId::new(), account.id, &token, at(n)).await.unwrap();
+                f.store.insert_candidate(CandidateId::new(), account.id, &token, at(n), revived).await.unwrap();
             }
         }
         let again = |place: Place<'_>, old: &Sealed| match old.as_bytes() {

@@ -453,7 +453,7 @@ impl Process {
         if noted { None } else { Some(self.overtaken().await) }
     }
 
-    /// `Accounts::end`. Ahead of `refused`, which takes the mark away before the end is stored.
+    /// `Accounts::end`. The mark goes when the end is stored.
     async fn end(&self, row: &Row, reason: Reason, spent: &mut bool) -> Answer {
         if self.step(|world| world.end_account(self.me, row.generation, reason)).await {
             *spent = false;

@@ -307,8 +307,7 @@ impl World {
         counts
     }
 
-    /// `Store::end_account`. `false` as for [`World::note_failure`]. Ahead of the code, which ends an account beside a
-    /// candidate that came after the others were read.
+    /// `Store::end_account`. `false` as for [`World::note_failure`], and beside a candidate that is still to be tried.
     pub fn end_account(&mut self, me: Pid, generation: u64, reason: Reason) -> bool {
         let hopeless = self.candidates.is_empty() || self.flawed(Flaw::EndsForGood);
         let counts = self.counts(me, generation) && (hopeless || self.flawed(Flaw::CandidatesUntried));
@@ -351,8 +350,7 @@ impl World {
         self.standing += u64::from(ended && !self.flawed(Flaw::RevivesInSilence));
     }
 
-    /// `Store::insert_candidate`, `insert_successor`. `false`: the account is gone. Ahead of the code, which lets an
-    /// account that has ended be.
+    /// `Store::insert_candidate`, `insert_successor`. `false`: the account is gone. One that has ended has hope again.
     pub fn insert_candidate(&mut self, token: Token, successor_of: Option<u64>) -> bool {
         if self.row.removed || self.flawed(Flaw::NoCandidates) {
             return !self.row.removed;
