@@ -1235,6 +1235,42 @@ async fn row_34_idle_accounts_are_kept_alive_and_people_are_told_in_time() {
     for backend in backends() {
         let stage = Stage::new(backend, "").await;
         let keeper = stage.kw.app.accounts();
+        stage.kw.sandbox().set_refresh_ttl(Some(30 * HOUR));
+        let person = stage.person("ada").await;
+        let calls = stage.calls();
+        for day in 1..=5 {
+            stage.advance(26 * HOUR);
+            keeper.step_store().await;
+            let account = stage.account(&person).await;
+            assert!(moment(&account, "access_expires_at") > stage.now(), "row 34, day {day}: {account}");
+        }
+        assert_eq!(stage.calls() - calls, 5, "row 34: once a day");
+        assert_eq!(
+            warnings(&stage, &person).await,
+            1,
+            "row 34: it is short-lived, which is told once and not each day"
+        );
+        stage.used(&person, "row 34").await;
+        stage.leave(&person).await;
+
+        stage.kw.sandbox().set_refresh_ttl(Some(8 * 24 * HOUR));
+        let person = stage.person("grace").await;
+        keeper.step_store().await;
+        assert_eq!(warnings(&stage, &person).await, 0, "row 34: not yet");
+        stage.advance(2 * 24 * HOUR);
+        keeper.step_store().await;
+        keeper.step_store().await;
+        assert_eq!(warnings(&stage, &person).await, 1, "row 34: told once");
+
+        // The refresh just now has moved the end further away than a week: that it is near again is news, once. One that
+        // moves it to where it is as near is none.
+        stage.kw.sandbox().set_refresh_ttl(Some(6 * 24 * HOUR));
+        for _ in 0..3 {
+            stage.advance(24 * HOUR);
+            stage.used(&person, "row 34").await;
+            keeper.step_store().await;
+            assert_eq!(warnings(&stage, &person).await, 2, "row 34");
+        }
         stage.kw.stop().await;
     }
 }
