@@ -312,8 +312,10 @@ fn failed(code: &str) -> ConnectError {
 
 fn refused(error: &oauth::Error) -> ConnectError {
     match error {
-        oauth::Error::Rejected { code, .. } | oauth::Error::Misconfigured { code } | oauth::Error::Unknown { code } => {
-            failed(code)
+        oauth::Error::Rejected { code, .. } | oauth::Error::Misconfigured { code } => failed(code),
+        oauth::Error::Unknown { code } => {
+            tracing::warn!(code, "a code could not be exchanged");
+            failed("provider_unavailable")
         }
         oauth::Error::Transient { why, .. } => {
             tracing::warn!(why, "a code could not be exchanged");

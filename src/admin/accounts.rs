@@ -56,10 +56,12 @@ pub(super) struct ConfirmQuery {
 #[schema(as = Validation)]
 pub(super) struct ValidationView {
     /// The provider accepted the token, or refused it; `null`: it could not be asked now.
+    #[schema(required = true)]
     is_valid: Option<bool>,
     /// The account afterwards.
     account: AccountView,
     /// When the provider last really answered.
+    #[schema(required = true)]
     checked_at: Option<Timestamp>,
 }
 
