@@ -171,7 +171,7 @@ impl Entry {
 
     pub(super) fn into_row(self) -> AuditRow {
         let code = self.code.or(if self.finished { None } else { Some("aborted") });
-        self.row(self.intent.unwrap_or_else(AuditId::new), code)
+        self.row(self.intent.unwrap_or_default(), code)
     }
 
     fn row(&self, id: AuditId, code: Option<&str>) -> AuditRow {
