@@ -169,9 +169,10 @@ impl Entry {
         }
     }
 
-    pub(super) fn into_row(self) -> AuditRow {
+    /// The row, under this id unless its intent stands already.
+    pub(super) fn into_row(self, id: AuditId) -> AuditRow {
         let code = self.code.or(if self.finished { None } else { Some("aborted") });
-        self.row(self.intent.unwrap_or_default(), code)
+        self.row(self.intent.unwrap_or(id), code)
     }
 
     fn row(&self, id: AuditId, code: Option<&str>) -> AuditRow {

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, OnFull};
-use crate::ids::KeyId;
+use crate::ids::{AuditId, KeyId};
 use crate::store::{AuditRow, Store};
 use crate::telemetry::Metrics;
 
@@ -204,9 +204,13 @@ impl Writer {
     async fn write(&mut self, batch: &mut Vec<Message>) {
         let mut rows = Vec::with_capacity(batch.len());
         let mut waiting = Vec::new();
+        let mut id = AuditId::new();
         for message in batch.drain(..) {
             match message {
-                Message::Request(entry) => rows.push(entry.into_row()),
+                Message::Request(entry) => {
+                    rows.push(entry.into_row(id));
+                    id = id.following();
+                }
                 Message::Note(row) => rows.push(*row),
                 Message::Flush(done) => waiting.push(done),
             }

@@ -65,8 +65,8 @@ pub struct AuditFilter {
     pub status: Option<i64>,
 }
 
-/// Rows that one statement inserts: few texts for the statement cache, and far below both databases' limit of arguments.
-const CHUNK: usize = 50;
+/// Rows that one statement inserts: four texts, each prepared once, and far below both databases' limit of arguments.
+const PIECES: [usize; 4] = [500, 50, 10, 1];
 
 /// Rows that one pruning deletes: short enough that nobody waits for the writer.
 const PRUNE: i64 = 5_000;
@@ -145,14 +145,16 @@ pub(super) async fn insert(tx: &mut Session, rows: &[AuditRow]) -> Result<()> {
     insert_or(tx, rows, Again::Keep).await
 }
 
-async fn insert_or(tx: &mut Session, rows: &[AuditRow], again: Again) -> Result<()> {
-    for rows in rows.chunks(CHUNK) {
+async fn insert_or(tx: &mut Session, mut rows: &[AuditRow], again: Again) -> Result<()> {
+    while let Some(size) = PIECES.into_iter().find(|size| *size <= rows.len()) {
+        let (piece, rest) = rows.split_at(size);
+        rows = rest;
         on!(&mut *tx, connection => {
             let mut query = QueryBuilder::new(
                 "insert into audit (id, organization, at, actor, action, request, agent_key, target, account, \
                  method, path, status, code, bytes_in, bytes_out, duration_us, detail) ",
             );
-            query.push_values(rows, |mut values, row| {
+            query.push_values(piece, |mut values, row| {
                 values.push_bind(row.id);
                 values.push_bind(row.organization);
                 values.push_bind(row.at.millis());
@@ -172,9 +174,7 @@ async fn insert_or(tx: &mut Session, rows: &[AuditRow], again: Again) -> Result<
                 values.push_bind(row.detail.as_ref().map(ToString::to_string));
             });
             query.push(again.clause());
-            // Only the two common sizes are worth keeping prepared.
-            let kept = rows.len() == 1 || rows.len() == CHUNK;
-            within(query.build().persistent(kept).execute(connection)).await?;
+            within(query.build().execute(connection)).await?;
         });
     }
     Ok(())
