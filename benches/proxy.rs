@@ -195,7 +195,7 @@ async fn waiters(keyward: &Keyward) {
     for round in 1..=3 {
         let sandbox = keyward.sandbox();
         sandbox.set_access_ttl(Duration::from_secs(1));
-        let account = keyward.connect(&format!("waiter-{round}@example.com")).await;
+        let account = keyward.connect(&format!("ada+waiter{round}@example.com")).await;
         let key = keyward.new_key().await;
         let mail = slug(&account, "mail");
         keyward.grant(&key, &mail, "read").await;
@@ -238,7 +238,7 @@ async fn all_at_once(address: SocketAddr, request: String) -> Vec<Instant> {
 // ── admission ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 async fn admission(keyward: &Keyward) {
-    let account = keyward.connect("admission@example.com").await;
+    let account = keyward.connect("ada+admission@example.com").await;
     let mail = slug(&account, "mail");
     let first = keyward.new_key().await;
     keyward.grant(&first, &mail, "read").await;

@@ -173,6 +173,14 @@ impl RequestId {
     }
 }
 
+impl AuditId {
+    /// The id after this one, so that a batch sorts as it was made and costs one random number.
+    #[must_use]
+    pub fn following(self) -> Self {
+        Self(u128::from_be_bytes(self.0).wrapping_add(1).to_be_bytes())
+    }
+}
+
 /// `N` bytes from the system's cryptographic generator.
 ///
 /// # Panics

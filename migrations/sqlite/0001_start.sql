@@ -186,7 +186,7 @@ create table audit (
     bytes_out bigint,
     duration_us bigint,
     detail text
-);
+) without rowid;
 create index audit_by_time on audit (at);
 create index audit_by_organization on audit (organization, id);
 create index audit_by_key on audit (agent_key, id) where agent_key is not null;

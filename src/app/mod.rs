@@ -48,7 +48,8 @@ pub struct App {
     accounts: Arc<Accounts>,
     audit: Audit,
     audit_end: tokio_util::sync::CancellationToken,
-    audit_writer: JoinHandle<()>,
+    /// Both writers of the audit trail.
+    audit_writers: JoinHandle<()>,
     /// Yields `None` when every listener thread has ended.
     listeners: mpsc::Receiver<()>,
 }
@@ -70,7 +71,7 @@ impl App {
         let tls = net::client_config(config.egress.ca.as_deref()).context("egress.ca")?;
         let guard = Arc::new(Guard::new(config.egress.allow.clone()));
         let metrics = Arc::new(Metrics::default());
-        let (audit, writer) = Audit::new(store.clone(), clock.clone(), Arc::clone(&metrics), &config.audit);
+        let (audit, writer, journal) = Audit::new(store.clone(), clock.clone(), Arc::clone(&metrics), &config.audit);
         let access = Access::open(
             store.clone(),
             Arc::clone(&vault),
@@ -141,7 +142,10 @@ impl App {
         });
 
         let audit_end = tokio_util::sync::CancellationToken::new();
-        let audit_writer = tokio::spawn(writer.run(audit_end.clone().cancelled_owned()));
+        let ends = (audit_end.clone().cancelled_owned(), audit_end.clone().cancelled_owned());
+        let audit_writers = tokio::spawn(async move {
+            tokio::join!(journal.run(ends.0), writer.run(ends.1));
+        });
         let (alive, listeners) = mpsc::channel(1);
         listeners::spawn_workers(workers, &gateway, &config, &alive)?;
         listeners::spawn_admin(admin_listener, admin, &config, &shutdown, alive)?;
@@ -160,7 +164,7 @@ impl App {
             accounts,
             audit,
             audit_end,
-            audit_writer,
+            audit_writers,
             listeners,
         })
     }
@@ -239,7 +243,7 @@ impl App {
             tracing::error!("tasks did not end in time");
         }
         self.audit_end.cancel();
-        if tokio::time::timeout(Duration::from_secs(5), &mut self.audit_writer).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(5), &mut self.audit_writers).await.is_err() {
             tracing::error!("audit records could not be written before the end");
         }
         self.store.close().await;

@@ -29,6 +29,8 @@ pub struct Receipt {
 /// What a receipt knows; turned into a row by the writer, off the hot path.
 #[derive(Debug)]
 pub(super) struct Entry {
+    /// The row that stands already, when the call was put on record before it left.
+    intent: Option<AuditId>,
     request: RequestId,
     at: Timestamp,
     started: Instant,
@@ -48,6 +50,7 @@ pub(super) struct Entry {
 impl Receipt {
     pub(super) fn new(audit: Audit, place: Option<OwnedPermit<Message>>, at: Timestamp) -> Self {
         let entry = Entry {
+            intent: None,
             request: RequestId::next(),
             at,
             started: Instant::now(),
@@ -89,6 +92,20 @@ impl Receipt {
         self.entry.account = Some(account);
     }
 
+    /// Puts a call that may change something on record, before it leaves. After this the record survives a crash; until
+    /// the receipt closes it says [`UNKNOWN`]. Calls that only read by their method (RFC 9110 §9.2.1) return at once.
+    ///
+    /// # Errors
+    /// [`AuditUnavailable`] when the store did not take it within 5 s: the call must not leave.
+    pub async fn intend(&mut self) -> Result<(), AuditUnavailable> {
+        if self.entry.method.is_safe() {
+            return Ok(());
+        }
+        let id = *self.entry.intent.insert(AuditId::new());
+        let row = self.entry.row(id, Some(UNKNOWN));
+        self.audit.intents().commit(row).await
+    }
+
     /// The answer's status, and Keyward's code when Keyward refused.
     pub fn answered(&mut self, status: StatusCode, code: Option<&'static str>) {
         self.entry.status = Some(status);
@@ -126,6 +143,7 @@ impl Drop for Receipt {
 impl Entry {
     fn spent() -> Self {
         Self {
+            intent: None,
             request: RequestId::next(),
             at: Timestamp::default(),
             started: Instant::now(),
@@ -151,10 +169,15 @@ impl Entry {
         }
     }
 
-    pub(super) fn into_row(self) -> AuditRow {
+    /// The row, under this id unless its intent stands already.
+    pub(super) fn into_row(self, id: AuditId) -> AuditRow {
         let code = self.code.or(if self.finished { None } else { Some("aborted") });
+        self.row(self.intent.unwrap_or(id), code)
+    }
+
+    fn row(&self, id: AuditId, code: Option<&str>) -> AuditRow {
         AuditRow {
-            id: AuditId::new(),
+            id,
             organization: self.key.map(|(_, organization)| organization),
             at: self.at,
             actor: match self.key {
@@ -177,6 +200,9 @@ impl Entry {
         }
     }
 }
+
+/// The code of a call that left and whose outcome is not known: it is under way, or a crash came before its end.
+pub const UNKNOWN: &str = "unknown";
 
 /// Methods up to this are written down; a longer word is none that anybody knows, and could hold anything.
 pub const METHOD_BYTES: usize = 32;

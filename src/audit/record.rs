@@ -43,10 +43,14 @@ impl Record {
     /// An act of `actor` at `at`.
     #[must_use]
     pub fn new(at: Timestamp, organization: OrgId, actor: &Actor, action: &'static str) -> Self {
+        Self::of(at, Some(organization), actor, action)
+    }
+
+    fn of(at: Timestamp, organization: Option<OrgId>, actor: &Actor, action: &'static str) -> Self {
         Self {
             row: AuditRow {
                 id: AuditId::new(),
-                organization: Some(organization),
+                organization,
                 at,
                 actor: actor.to_string(),
                 action: action.to_owned(),
@@ -65,6 +69,15 @@ impl Record {
             },
         }
     }
+
+    /// Says that `lost` records are missing around `at`: the trail itself must not look whole when it is not.
+    #[must_use]
+    pub fn gap(at: Timestamp, lost: u64) -> Self {
+        let mut record = Self::of(at, None, &Actor::System, "audit.gap");
+        record.row.detail = Some(serde_json::json!({ "lost": lost }));
+        record
+    }
+
     /// About this key.
     #[must_use]
     pub fn key(mut self, key: KeyId) -> Self {

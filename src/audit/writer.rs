@@ -3,19 +3,22 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use http::Method;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, OnFull};
-use crate::ids::KeyId;
+use crate::ids::{AuditId, KeyId};
 use crate::store::{AuditRow, Store};
 use crate::telemetry::Metrics;
 
+use super::intents::{Intents, Journal};
 use super::receipt::Entry;
-use super::{AuditUnavailable, Receipt};
+use super::{AuditUnavailable, Receipt, Record};
 
 /// Records that may wait: about 8 MiB of them.
 const QUEUE: usize = 16_384;
@@ -43,6 +46,9 @@ pub struct Audit(Arc<Inner>);
 
 struct Inner {
     queue: mpsc::Sender<Message>,
+    intents: Intents,
+    /// Records lost since the last gap was recorded.
+    lost: Arc<AtomicU64>,
     clock: Clock,
     metrics: Arc<Metrics>,
     on_full: OnFull,
@@ -53,17 +59,39 @@ pub struct Writer {
     queue: mpsc::Receiver<Message>,
     store: Store,
     metrics: Arc<Metrics>,
+    lost: Arc<AtomicU64>,
+    clock: Clock,
     /// When each key's last use was noted, so that a busy key is written once a minute.
     noted: HashMap<KeyId, Timestamp>,
 }
 
 impl Audit {
-    /// The service and its writer.
+    /// The service and what writes for it.
     #[must_use]
-    pub fn new(store: Store, clock: Clock, metrics: Arc<Metrics>, config: &config::Audit) -> (Self, Writer) {
+    pub fn new(store: Store, clock: Clock, metrics: Arc<Metrics>, config: &config::Audit) -> (Self, Writer, Journal) {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let inner = Inner { queue: sender, clock, metrics: Arc::clone(&metrics), on_full: config.on_full };
-        (Self(Arc::new(inner)), Writer { queue: receiver, store, metrics, noted: HashMap::new() })
+        let (intents, journal) = Intents::new(store.clone(), Arc::clone(&metrics));
+        let lost = Arc::new(AtomicU64::new(0));
+        let inner = Inner {
+            queue: sender,
+            intents,
+            lost: Arc::clone(&lost),
+            clock: clock.clone(),
+            metrics: Arc::clone(&metrics),
+            on_full: config.on_full,
+        };
+        let writer = Writer { queue: receiver, store, metrics, lost, clock, noted: HashMap::new() };
+        (Self(Arc::new(inner)), writer, journal)
+    }
+
+    pub(super) fn intents(&self) -> &Intents {
+        &self.0.intents
+    }
+
+    /// A record is lost: counted, and said in the trail itself with the next batch.
+    fn lose(&self) {
+        self.0.lost.fetch_add(1, Ordering::Relaxed);
+        self.0.metrics.audit_dropped.inc();
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -74,18 +102,19 @@ impl Audit {
     /// while the queue is full (on purpose: a full queue slows agents), 5 s at most.
     ///
     /// # Errors
-    /// [`AuditUnavailable`], when `audit.on_full` is `refuse`; with `drop` the record is counted as lost instead.
-    pub async fn open(&self) -> Result<Receipt, AuditUnavailable> {
+    /// [`AuditUnavailable`], when `audit.on_full` is `refuse`; with `drop` the record of a call that only reads is counted
+    /// as lost instead.
+    pub async fn open(&self, method: &Method) -> Result<Receipt, AuditUnavailable> {
         let at = self.0.clock.now();
         let place = match self.0.queue.clone().try_reserve_owned() {
             Ok(place) => Some(place),
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(AuditUnavailable),
             Err(mpsc::error::TrySendError::Full(queue)) => match self.0.on_full {
-                OnFull::Drop => {
-                    self.0.metrics.audit_dropped.inc();
+                OnFull::Drop if method.is_safe() => {
+                    self.lose();
                     None
                 }
-                OnFull::Refuse => match timeout(PATIENCE, queue.reserve_owned()).await {
+                OnFull::Drop | OnFull::Refuse => match timeout(PATIENCE, queue.reserve_owned()).await {
                     Ok(Ok(place)) => Some(place),
                     _ => return Err(AuditUnavailable),
                 },
@@ -98,7 +127,7 @@ impl Audit {
     /// full: nobody waits for it.
     pub fn note(&self, row: AuditRow) {
         if self.0.queue.try_send(Message::Note(Box::new(row))).is_err() {
-            self.0.metrics.audit_dropped.inc();
+            self.lose();
         }
     }
 
@@ -175,12 +204,21 @@ impl Writer {
     async fn write(&mut self, batch: &mut Vec<Message>) {
         let mut rows = Vec::with_capacity(batch.len());
         let mut waiting = Vec::new();
+        let mut id = AuditId::new();
         for message in batch.drain(..) {
             match message {
-                Message::Request(entry) => rows.push(entry.into_row()),
+                Message::Request(entry) => {
+                    rows.push(entry.into_row(id));
+                    id = id.following();
+                }
                 Message::Note(row) => rows.push(*row),
                 Message::Flush(done) => waiting.push(done),
             }
+        }
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            tracing::error!(lost, "audit records were lost, because too many waited to be written");
+            rows.push(Record::gap(self.clock.now(), lost).into_row());
         }
         let mut pause = Duration::from_millis(100);
         while !rows.is_empty() {

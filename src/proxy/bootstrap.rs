@@ -83,7 +83,7 @@ struct Stored {
 impl Gateway {
     /// Answers `/bootstrap` and `/verify`.
     pub(super) async fn told(&self, request: Request<Incoming>) -> Response<ReplyBody> {
-        let Ok(mut receipt) = self.shared.audit.open().await else {
+        let Ok(mut receipt) = self.shared.audit.open(request.method()).await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
         receipt.asked(request.method(), "", request.uri().path());

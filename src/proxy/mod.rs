@@ -110,7 +110,7 @@ impl Gateway {
     }
 
     async fn proxied(&self, request: Request<Incoming>, place: Place) -> Response<ReplyBody> {
-        let Ok(mut receipt) = self.shared.audit.open().await else {
+        let Ok(mut receipt) = self.shared.audit.open(request.method()).await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
         match self.forward(request, place, &mut receipt).await {
@@ -129,6 +129,7 @@ impl Gateway {
         let body = self.upstreams.take_body(incoming, self.shared.limits.request_body).await?;
         let bearer = self.shared.accounts.token(&grant).await?;
         let (outbound, again) = Outbound::build(line, headers, body, &grant, &bearer)?;
+        receipt.intend().await?;
         let reply = self.upstreams.send(outbound).await?;
         if reply.response.status() == StatusCode::UNAUTHORIZED && bearer.generation() != 0 {
             return self.doubted(reply, grant, &bearer, again).await;

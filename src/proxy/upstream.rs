@@ -34,8 +34,8 @@ use crate::config::{Limits, Timeouts};
 use crate::ids::TargetId;
 use crate::net::{Deadline, Guard, Moment, Ticker, Ticks};
 
-/// Idle connections kept per target and worker.
-const IDLE: usize = 32;
+/// Idle connections kept per target and worker: as many as were needed at once in the last minute, up to this.
+const IDLE: usize = 512;
 /// How long one is kept: less than the minute after which many servers close theirs.
 const KEPT: Duration = Duration::from_secs(55);
 /// What hyper may hold of an answer.

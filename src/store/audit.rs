@@ -65,8 +65,8 @@ pub struct AuditFilter {
     pub status: Option<i64>,
 }
 
-/// Rows that one statement inserts: few texts for the statement cache, and far below both databases' limit of arguments.
-const CHUNK: usize = 50;
+/// Rows that one statement inserts: four texts, each prepared once, and far below both databases' limit of arguments.
+const PIECES: [usize; 4] = [500, 50, 10, 1];
 
 /// Rows that one pruning deletes: short enough that nobody waits for the writer.
 const PRUNE: i64 = 5_000;
@@ -118,16 +118,43 @@ impl TryFrom<Columns> for AuditRow {
     }
 }
 
-/// Inserts records beside the change that they describe. One that stands there already is left alone, so whoever could
-/// not learn whether a batch was stored may send it again.
+/// What becomes of a record whose id stands there already. Either way whoever could not learn whether a batch was stored
+/// may send it again.
+#[derive(Clone, Copy)]
+enum Again {
+    /// It is left alone: it may say more than this one.
+    Keep,
+    /// It is a call's intent, and this one says what became of it.
+    Settle,
+}
+
+impl Again {
+    fn clause(self) -> &'static str {
+        match self {
+            Self::Keep => " on conflict (id) do nothing",
+            Self::Settle => {
+                " on conflict (id) do update set status = excluded.status, code = excluded.code, \
+                 bytes_in = excluded.bytes_in, bytes_out = excluded.bytes_out, duration_us = excluded.duration_us"
+            }
+        }
+    }
+}
+
+/// Inserts records beside the change that they describe.
 pub(super) async fn insert(tx: &mut Session, rows: &[AuditRow]) -> Result<()> {
-    for rows in rows.chunks(CHUNK) {
+    insert_or(tx, rows, Again::Keep).await
+}
+
+async fn insert_or(tx: &mut Session, mut rows: &[AuditRow], again: Again) -> Result<()> {
+    while let Some(size) = PIECES.into_iter().find(|size| *size <= rows.len()) {
+        let (piece, rest) = rows.split_at(size);
+        rows = rest;
         on!(&mut *tx, connection => {
             let mut query = QueryBuilder::new(
                 "insert into audit (id, organization, at, actor, action, request, agent_key, target, account, \
                  method, path, status, code, bytes_in, bytes_out, duration_us, detail) ",
             );
-            query.push_values(rows, |mut values, row| {
+            query.push_values(piece, |mut values, row| {
                 values.push_bind(row.id);
                 values.push_bind(row.organization);
                 values.push_bind(row.at.millis());
@@ -146,23 +173,33 @@ pub(super) async fn insert(tx: &mut Session, rows: &[AuditRow]) -> Result<()> {
                 values.push_bind(row.duration_us);
                 values.push_bind(row.detail.as_ref().map(ToString::to_string));
             });
-            query.push(" on conflict (id) do nothing");
-            // Only the two common sizes are worth keeping prepared.
-            let kept = rows.len() == 1 || rows.len() == CHUNK;
-            within(query.build().persistent(kept).execute(connection)).await?;
+            query.push(again.clause());
+            within(query.build().execute(connection)).await?;
         });
     }
     Ok(())
 }
 
 impl Store {
-    /// Appends records, all or none. After an error the same records may be sent again: none is stored twice.
+    /// Appends records, all or none; one whose intent stands there already completes it. After an error the same records
+    /// may be sent again: none is stored twice.
     ///
     /// # Errors
     /// [`super::Error::Database`].
     pub async fn append_audit(&self, rows: &[AuditRow]) -> Result<()> {
         let mut tx = self.db.write().await?;
-        insert(&mut tx, rows).await?;
+        insert_or(&mut tx, rows, Again::Settle).await?;
+        tx.commit().await
+    }
+
+    /// Appends the intents of calls that are about to leave, all or none. One whose outcome stands there already is left
+    /// alone.
+    ///
+    /// # Errors
+    /// [`super::Error::Database`].
+    pub async fn append_intents(&self, rows: &[AuditRow]) -> Result<()> {
+        let mut tx = self.db.write().await?;
+        insert_or(&mut tx, rows, Again::Keep).await?;
         tx.commit().await
     }
 

@@ -53,7 +53,11 @@ async fn open_sqlite(path: &Path) -> Result<Db> {
         .foreign_keys(true)
         .busy_timeout(SQLITE_WAIT)
         .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full);
+        .synchronous(SqliteSynchronous::Full)
+        // The undo log of a statement over many rows stays in memory.
+        .pragma("temp_store", "memory")
+        // 16 MiB: pages that every batch of audit records touches move into the file less often.
+        .pragma("wal_autocheckpoint", "4000");
     let pool = SqlitePoolOptions::new().acquire_timeout(SQLITE_WAIT);
     let write = pool.clone().max_connections(1).connect_with(options.clone()).await?;
 

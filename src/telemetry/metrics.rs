@@ -64,6 +64,8 @@ pub struct Metrics {
     accounts: [Gauge; 3],
     /// Audit records stored.
     pub audit_records: Counter,
+    /// Calls put on record before they left.
+    pub audit_intents: Counter,
     /// Audit records lost because the queue was full and `[audit] on_full` is `drop`.
     pub audit_dropped: Counter,
 }
@@ -98,6 +100,8 @@ impl Metrics {
         registry.register("refreshes", "Token refreshes, by how they ended", refreshes.0);
         let audit_records = Counter::default();
         registry.register("audit_records", "Audit records stored", audit_records.clone());
+        let audit_intents = Counter::default();
+        registry.register("audit_intents", "Calls put on record before they left", audit_intents.clone());
         let audit_dropped = Counter::default();
         registry.register("audit_dropped", "Audit records lost because the queue was full", audit_dropped.clone());
         let by_status = Family::<Label, Gauge>::default();
@@ -111,6 +115,7 @@ impl Metrics {
             refreshes: refreshes.1,
             accounts,
             audit_records,
+            audit_intents,
             audit_dropped,
         }
     }

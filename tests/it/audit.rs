@@ -252,7 +252,7 @@ async fn what_ended_early_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_whose_handling_panics_is_recorded() {
     let k = Keyward::start().await;
-    let mut receipt = k.app.audit().open().await.unwrap();
+    let mut receipt = k.app.audit().open(&Method::POST).await.unwrap();
     let request = receipt.request_id().to_string();
     let panicking = tokio::spawn(async move {
         receipt.asked(&Method::POST, "tools", "/boom");
@@ -467,7 +467,7 @@ async fn without_room_for_a_record_nothing_is_done() {
     let key = k.with_tools().await;
     let mut receipts = Vec::with_capacity(QUEUE);
     for _ in 0..QUEUE {
-        receipts.push(k.app.audit().open().await.unwrap());
+        receipts.push(k.app.audit().open(&Method::POST).await.unwrap());
     }
     let (proxied, told) = tokio::join!(k.agent(&key, "POST", "/proxy/tools/echo"), k.agent(&key, "GET", "/verify"));
     for answer in [&proxied, &told] {
@@ -501,13 +501,21 @@ async fn where_an_operator_prefers_it_records_are_lost_and_counted() {
     let key = k.with_tools().await;
     let mut receipts = Vec::with_capacity(QUEUE);
     for _ in 0..QUEUE {
-        receipts.push(k.app.audit().open().await.unwrap());
+        receipts.push(k.app.audit().open(&Method::POST).await.unwrap());
     }
     for _ in 0..3 {
         assert_eq!(k.agent(&key, "GET", "/proxy/tools/1k").await.status, 200);
     }
     let metrics = k.admin("GET", "/metrics", None).await.text();
     assert!(metrics.contains("keyward_audit_dropped_total 3\n"), "{metrics}");
+    let changes = k.agent(&key, "POST", "/proxy/tools/echo").await;
+    assert_eq!(changes.refusal(), "audit_unavailable", "what may change something never goes unrecorded");
     drop(receipts);
-    k.stop().await;
+    let Keyward { world, app, .. } = k;
+    app.stop().await;
+    let rows = rows(&world).await;
+    let gaps: Vec<_> =
+        rows.iter().filter(|row| row["action"] == "audit.gap").map(|row| row["detail"].as_str()).collect();
+    assert_eq!(gaps, [r#"{"lost":3}"#], "the trail itself says what is missing");
+    world.outside.stop_now();
 }

@@ -13,6 +13,7 @@ mod disconnect;
 mod drain;
 mod harness;
 mod headers;
+mod intents;
 mod maintenance;
 mod model;
 mod proxy;

@@ -475,9 +475,8 @@ impl Process {
     pub async fn start(world: &World, toml: &str, env: &[(&str, &str)], level: &str) -> Self {
         let dir = world.dir.path();
         let config = format!(
-            "[proxy]\nlisten = \"127.0.0.1:0\"\nworkers = 1\n[admin]\nlisten = \"127.0.0.1:0\"\n[store]\nurl = \"{}\"\n\
+            "[proxy]\nlisten = \"127.0.0.1:0\"\nworkers = 1\n[admin]\nlisten = \"127.0.0.1:0\"\n\
              [egress]\nallow = [\"127.0.0.0/8\"]\n[providers.sandbox.inputs.origin]\ndefault = \"{}\"\n{toml}\n",
-            world.store_url,
             world.sandbox.origin(),
         );
         std::fs::write(dir.join("gateway.toml"), config).unwrap();
@@ -488,6 +487,7 @@ impl Process {
             .env_clear()
             .env("RUST_BACKTRACE", "1")
             .env("KEYWARD_LOG", level)
+            .env("KEYWARD_STORE_URL", &world.store_url)
             .env("KEYWARD_ADMIN_TOKEN", crate::harness::ADMIN)
             .env("KEYWARD_SEALING_KEYS", crate::harness::SEALING)
             .env("OAUTH_SANDBOX_CLIENT_ID", world.sandbox.client_id())

@@ -1,0 +1,98 @@
+//! Calls that may change something are on record before they leave. Everybody who waits shares one commit, and with it
+//! one sync of the disk: while a group is being written, the next one gathers.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::store::{AuditRow, Store};
+use crate::telemetry::Metrics;
+
+use super::AuditUnavailable;
+
+/// Intents that may wait; more than that and agents wait for a place.
+const QUEUE: usize = 4_096;
+/// Intents of one transaction.
+const GROUP: usize = 1_000;
+/// How long a request waits for its intent to be stored before it is refused.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+struct Intent {
+    row: AuditRow,
+    /// Closed when nobody waits any more.
+    stored: oneshot::Sender<()>,
+}
+
+/// Where intents are handed in.
+#[derive(Clone)]
+pub(super) struct Intents(mpsc::Sender<Intent>);
+
+/// The half that writes; to be run once.
+pub struct Journal {
+    queue: mpsc::Receiver<Intent>,
+    store: Store,
+    metrics: std::sync::Arc<Metrics>,
+}
+
+impl Intents {
+    pub(super) fn new(store: Store, metrics: std::sync::Arc<Metrics>) -> (Self, Journal) {
+        let (sender, queue) = mpsc::channel(QUEUE);
+        (Self(sender), Journal { queue, store, metrics })
+    }
+
+    /// Returns when the row is stored for good.
+    pub(super) async fn commit(&self, row: AuditRow) -> Result<(), AuditUnavailable> {
+        let (stored, wait) = oneshot::channel();
+        let committed = async {
+            self.0.send(Intent { row, stored }).await.map_err(|_| AuditUnavailable)?;
+            wait.await.map_err(|_| AuditUnavailable)
+        };
+        timeout(PATIENCE, committed).await.unwrap_or(Err(AuditUnavailable))
+    }
+}
+
+impl Journal {
+    /// Writes until every [`super::Audit`] is gone, or until `end` resolves and what waited by then is written.
+    pub async fn run(mut self, end: impl Future<Output = ()>) {
+        let mut end = std::pin::pin!(end);
+        let mut group = Vec::with_capacity(GROUP);
+        loop {
+            let got = tokio::select! {
+                got = self.queue.recv_many(&mut group, GROUP) => got,
+                () = &mut end, if !self.queue.is_closed() => {
+                    self.queue.close();
+                    continue;
+                }
+            };
+            if got == 0 {
+                return;
+            }
+            self.write(&mut group).await;
+        }
+    }
+
+    /// Tries until the group is stored, or nobody waits for it any more: a call that was refused needs no intent.
+    async fn write(&mut self, group: &mut Vec<Intent>) {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            group.retain(|intent| !intent.stored.is_closed());
+            if group.is_empty() {
+                return;
+            }
+            let rows: Vec<_> = group.iter().map(|intent| intent.row.clone()).collect();
+            match self.store.append_intents(&rows).await {
+                Ok(()) => break,
+                Err(cause) => {
+                    tracing::error!(calls = rows.len(), %cause, "calls can't be put on record; they wait");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+            }
+        }
+        self.metrics.audit_intents.inc_by(group.len() as u64);
+        for intent in group.drain(..) {
+            let _ = intent.stored.send(());
+        }
+    }
+}
