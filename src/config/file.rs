@@ -19,7 +19,7 @@ use super::targets;
 use super::units::{parse_duration, parse_size};
 use super::{
     Admin, Audit, Config, Egress, Env, EnvError, Limits, Log, LogFormat, OnFull, Proxy, Refresh, Stopping, StoreUrl,
-    Timeouts,
+    Timeouts, TlsFiles,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -69,7 +69,7 @@ pub(super) fn read(document: &Document<'_>, folder: &Path, env: &Env) -> (Config
         StoreUrl::Postgres(_) => folder.join("keyward.spill"),
     };
     let config = Config {
-        proxy: proxy(root.section("proxy")),
+        proxy: proxy(root.section("proxy"), &around),
         admin: admin(root.section("admin"), &mut around),
         store,
         spill,
@@ -110,13 +110,14 @@ impl Around<'_> {
     }
 }
 
-fn proxy(section: Section<'_>) -> Proxy {
+fn proxy(section: Section<'_>, around: &Around<'_>) -> Proxy {
     let limits = section.section("limits");
     let timeouts = section.section("timeouts");
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let proxy = Proxy {
         listen: listen(&section, 8080),
         public_url: section.text("public_url", origin),
+        tls: tls(&section, around),
         workers: section.number("workers", 1..=1024).unwrap_or_else(cores),
         limits: Limits {
             // hyper can't be given less than 8 KiB for a head.
@@ -143,14 +144,16 @@ fn admin(section: Section<'_>, around: &mut Around<'_>) -> Admin {
     let admin = Admin {
         listen: listen(&section, 8081),
         public_url: section.text("public_url", origin),
+        tls: tls(&section, around),
         insecure_http: section.flag("insecure_http").unwrap_or(false),
         token: around.secret("KEYWARD_ADMIN_TOKEN"),
     };
-    if !admin.listen.ip().is_loopback() && !admin.insecure_http {
+    if !admin.listen.ip().is_loopback() && !admin.insecure_http && !section.has("tls") {
         section.refuse(
             "listen",
-            "this address is reachable from other machines, and the listener speaks plain HTTP: bind it to 127.0.0.1 \
-             behind a TLS proxy, or set insecure_http = true if the network in between is yours",
+            "this address is reachable from other machines, and the listener speaks plain HTTP: give it a certificate \
+             under [admin.tls], bind it to 127.0.0.1 behind a TLS proxy, or set insecure_http = true if the network in \
+             between is yours",
         );
     }
     if let Some(problem) = admin.token.as_ref().and_then(|token| token_problem(token.expose())) {
@@ -270,6 +273,27 @@ fn log(section: Section<'_>, around: &mut Around<'_>) -> Log {
         None
     });
     Log { format, level: asked.or(written).unwrap_or_else(|| "info".to_owned()) }
+}
+
+/// The files of `tls`, if there is such a table. What is in them is found out when they are loaded.
+fn tls(section: &Section<'_>, around: &Around<'_>) -> Option<TlsFiles> {
+    let tls = section.section("tls");
+    let file = |key: &str| tls.text(key, |text| readable(around.folder.join(text)));
+    let (cert, key) = (file("cert"), file("key"));
+    if section.has("tls") {
+        for key in ["cert", "key"].into_iter().filter(|key| !tls.has(key)) {
+            tls.refuse(key, "missing: TLS takes a certificate and its key");
+        }
+    }
+    tls.finish();
+    Some(TlsFiles { cert: cert?, key: key? })
+}
+
+fn readable(path: PathBuf) -> Result<PathBuf, String> {
+    match std::fs::File::open(&path) {
+        Ok(_) => Ok(path),
+        Err(cause) => Err(format!("can't read {}: {cause}", path.display())),
+    }
 }
 
 fn listen(section: &Section<'_>, port: u16) -> SocketAddr {

@@ -1,4 +1,4 @@
-//! rustls configurations.
+//! rustls configurations for outgoing connections. Those for listeners are in `identity.rs`.
 
 use std::path::Path;
 use std::sync::Arc;

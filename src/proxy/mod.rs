@@ -38,7 +38,7 @@ use crate::audit::{self, Audit, Receipt};
 use crate::clock::Clock;
 use crate::config::{Limits, Timeouts};
 use crate::ids::RequestId;
-use crate::net::Guard;
+use crate::net::{Guard, Line};
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -91,13 +91,16 @@ impl Gateway {
     }
 
     /// Answers one request. Every answer carries `Keyward-Request-Id`; Keyward's own refusals carry `Keyward-Error`.
-    pub async fn serve(&self, request: Request<Incoming>) -> Response<ReplyBody> {
+    pub async fn serve(&self, request: Request<Incoming>, line: Line) -> Response<ReplyBody> {
         let path = request.uri().path();
         if let Some(place) = Place::of(path) {
-            return self.proxied(request, place).await;
+            return self.proxied(request, place, line).await;
+        }
+        if let Err(refusal) = refuse_method(request.method()).and_then(|()| call::check_form(request.uri())) {
+            return self.refuse(&refusal, None);
         }
         match path {
-            "/bootstrap" | "/verify" => self.told(request).await,
+            "/bootstrap" | "/verify" => self.told(request, &line).await,
             "/healthz" => plain(StatusCode::OK, "ok"),
             "/readyz" if self.is_ready() => plain(StatusCode::OK, "ready"),
             "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
@@ -109,21 +112,27 @@ impl Gateway {
         self.shared.ready.load(Ordering::Acquire) && !self.shared.shutdown.is_stopping()
     }
 
-    async fn proxied(&self, request: Request<Incoming>, place: Place) -> Response<ReplyBody> {
+    async fn proxied(&self, request: Request<Incoming>, place: Place, line: Line) -> Response<ReplyBody> {
         let Ok(mut receipt) = self.shared.audit.open().await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
-        match self.forward(request, place, &mut receipt).await {
+        match self.forward(request, place, line, &mut receipt).await {
             Ok(reply) => answer(reply, receipt),
             Err(refusal) => self.refuse(&refusal, Some(receipt)),
         }
     }
 
     /// The way of a request, in the order in which things are decided. Each step takes what the one before made.
-    async fn forward(&self, request: Request<Incoming>, place: Place, receipt: &mut Receipt) -> Result<Reply, Refusal> {
+    async fn forward(
+        &self,
+        request: Request<Incoming>,
+        place: Place,
+        line: Line,
+        receipt: &mut Receipt,
+    ) -> Result<Reply, Refusal> {
         note(receipt, &request, &place);
         refuse_method(request.method())?;
-        let call = Call::parse(request, place, &self.shared.limits)?;
+        let call = Call::parse(request, place, line.peer(), &self.shared.limits)?;
         let grant = self.decide(&call, receipt)?;
         let (line, headers, incoming) = call.into_parts();
         let body = self.upstreams.take_body(incoming, self.shared.limits.request_body).await?;

@@ -134,10 +134,12 @@ async fn gateway<T, W: Future<Output = T>>(upstream: &Upstream, work: impl FnOnc
         keep_alive: Duration::from_secs(5),
         head_bytes: 8192,
         headers: 100,
+        handshake: Duration::from_secs(5),
+        handshakes: 16,
     };
     let shutdown = Shutdown::new();
     let (upstreams, target) = (Rc::new(upstreams()), target(upstream.address));
-    let service = move |request| {
+    let service = move |request, _line| {
         let (upstreams, target) = (Rc::clone(&upstreams), Arc::clone(&target));
         async move {
             Ok(match exchange(&upstreams, target, request).await {
@@ -149,7 +151,7 @@ async fn gateway<T, W: Future<Output = T>>(upstream: &Upstream, work: impl FnOnc
             })
         }
     };
-    let server = spawn_local(serve(listener, limits, shutdown.clone(), service));
+    let server = spawn_local(serve(listener, limits, None, shutdown.clone(), service));
     let result = tokio::time::timeout(Duration::from_secs(20), work(address)).await.unwrap();
     shutdown.stop_now();
     server.await.unwrap();
