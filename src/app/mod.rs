@@ -68,7 +68,8 @@ impl App {
         let (token_hash, new_admin_token) = opening::admin_token(&config, &store).await?;
         let proxy_identity = opening::identity(config.proxy.tls.as_ref(), "proxy.tls")?;
         let admin_identity = opening::identity(config.admin.tls.as_ref(), "admin.tls")?;
-        let tls = net::client_config(config.egress.ca.as_deref()).context("egress.ca")?;
+        let authorities: Vec<_> = config.egress.ca.as_deref().into_iter().collect();
+        let tls = net::ClientTls::new(&authorities, None).context("egress.ca")?;
         let guard = Arc::new(Guard::new(config.egress.allow.clone()));
         let metrics = Arc::new(Metrics::default());
         let (audit, writer) = Audit::new(store.clone(), clock.clone(), Arc::clone(&metrics), &config.audit);
@@ -97,7 +98,7 @@ impl App {
             store: store.clone(),
             vault,
             catalog: Arc::clone(&catalog),
-            oauth: OAuthClient::new(net::Client::new(Arc::clone(&guard), Arc::clone(&tls)), config.refresh.timeout),
+            oauth: OAuthClient::new(net::Client::new(Arc::clone(&guard), Arc::clone(tls.http1())), config.refresh.timeout),
             audit: audit.clone(),
             access: Arc::clone(&access),
             metrics: Arc::clone(&metrics),

@@ -64,6 +64,13 @@ fn problems(config: &Config, file: &File) -> Vec<String> {
         if let Err(error) = Base::parse(&target.base_url) {
             problems.push(file.problem(&format!("targets.{slug}.base_url"), &error.to_string()));
         }
+        if let Some(files) = target.tls.as_ref().and_then(|tls| tls.client.as_ref())
+            && let Err(error) = Identity::load(&files.cert, &files.key)
+        {
+            let error = error.to_string();
+            let (key, problem) = error.split_once(": ").unwrap_or(("cert", &error));
+            problems.push(file.problem(&format!("targets.{slug}.client_{key}"), problem));
+        }
         if let Err(error) = Patterns::parse(&target.fence) {
             problems.push(file.problem(&format!("targets.{slug}.fence"), &error.to_string()));
         }

@@ -68,7 +68,7 @@ pub(super) fn read(document: &Document<'_>, folder: &Path, env: &Env) -> (Config
         StoreUrl::Sqlite(path) => path.with_extension("spill"),
         StoreUrl::Postgres(_) => folder.join("keyward.spill"),
     };
-    let config = Config {
+    let mut config = Config {
         proxy: proxy(root.section("proxy"), &around),
         admin: admin(root.section("admin"), &mut around),
         store,
@@ -87,6 +87,11 @@ pub(super) fn read(document: &Document<'_>, folder: &Path, env: &Env) -> (Config
     if config.proxy.listen == config.admin.listen && config.admin.listen.port() != 0 {
         root.section("admin").refuse("listen", "the agents' listener ([proxy] listen) has this address already");
     }
+    if let Some(ca) = &config.egress.ca {
+        for tls in config.targets.values_mut().filter_map(|target| target.tls.as_mut()) {
+            tls.authorities.push(ca.clone());
+        }
+    }
     // Only that each is a table: what is in it is the catalog's to judge.
     root.section("providers").sections();
     root.finish();
@@ -95,7 +100,7 @@ pub(super) fn read(document: &Document<'_>, folder: &Path, env: &Env) -> (Config
 
 /// What the values of the file are read against.
 pub(super) struct Around<'a> {
-    folder: &'a Path,
+    pub(super) folder: &'a Path,
     pub(super) env: &'a Env,
     /// What is wrong with the environment; it has no line.
     problems: Vec<String>,
@@ -289,7 +294,7 @@ fn tls(section: &Section<'_>, around: &Around<'_>) -> Option<TlsFiles> {
     Some(TlsFiles { cert: cert?, key: key? })
 }
 
-fn readable(path: PathBuf) -> Result<PathBuf, String> {
+pub(super) fn readable(path: PathBuf) -> Result<PathBuf, String> {
     match std::fs::File::open(&path) {
         Ok(_) => Ok(path),
         Err(cause) => Err(format!("can't read {}: {cause}", path.display())),
@@ -346,7 +351,7 @@ fn range(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "not an address range such as \"10.0.0.0/8\"".to_owned())
 }
 
-fn certificates(path: PathBuf) -> Result<PathBuf, String> {
+pub(super) fn certificates(path: PathBuf) -> Result<PathBuf, String> {
     let shown = path.display();
     let certificates = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match certificates {

@@ -237,6 +237,25 @@ pub enum LogFormat {
     Json,
 }
 
+/// How a target is spoken to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Transport {
+    /// HTTP/2 is not offered.
+    pub http1_only: bool,
+    /// WebSocket handshakes are forwarded.
+    pub websocket: bool,
+}
+
+/// TLS of a system target, where it differs.
+#[derive(Debug, Clone)]
+pub struct TargetTls {
+    /// Files of more certificate authorities: `[egress] ca` and the target's `ca_file`.
+    pub authorities: Vec<PathBuf>,
+    /// `client_cert` and `client_key`: who Keyward is to this target.
+    pub client: Option<TlsFiles>,
+}
+
 /// `[targets.<slug>]`.
 #[derive(Debug)]
 pub struct SystemTarget {
@@ -248,6 +267,10 @@ pub struct SystemTarget {
     pub credential: StaticCredential,
     /// Patterns; default `/**`.
     pub fence: Vec<String>,
+    /// `http1_only`, `websocket`.
+    pub transport: Transport,
+    /// `ca_file`, `client_cert`, `client_key`.
+    pub tls: Option<TargetTls>,
 }
 
 /// A stored credential of a static or system target.

@@ -111,18 +111,29 @@ fn stamps(cert: &Path, key: &Path) -> Option<[Stamp; 2]> {
 }
 
 fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
-    let in_cert = |cause: &dyn std::fmt::Display| TlsError(format!("cert: {}: {cause}", cert.display()));
-    let in_key = |cause: &dyn std::fmt::Display| TlsError(format!("key: {}: {cause}", key.display()));
-    let chain: Vec<_> =
-        CertificateDer::pem_file_iter(cert).and_then(Iterator::collect).map_err(|cause| in_cert(&cause))?;
-    if chain.is_empty() {
-        return Err(in_cert(&"holds no certificate in PEM form"));
-    }
-    let secret = PrivateKeyDer::from_pem_file(key).map_err(|cause| in_key(&cause))?;
+    let (chain, secret) = pair(cert, key)?;
     CertifiedKey::from_der(chain, secret, &aws_lc_rs::default_provider()).map_err(|cause| match cause {
-        rustls::Error::InconsistentKeys(_) => in_key(&"is not the key of the certificate"),
-        other => in_key(&other),
+        rustls::Error::InconsistentKeys(_) => in_file("key", key, &"is not the key of the certificate"),
+        other => in_file("key", key, &other),
     })
+}
+
+fn in_file(what: &str, path: &Path, cause: &dyn std::fmt::Display) -> TlsError {
+    TlsError(format!("{what}: {}: {cause}", path.display()))
+}
+
+/// A certificate chain and a key, as they are in their files.
+pub(super) fn pair(
+    cert: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let chain: Vec<_> =
+        CertificateDer::pem_file_iter(cert).and_then(Iterator::collect).map_err(|cause| in_file("cert", cert, &cause))?;
+    if chain.is_empty() {
+        return Err(in_file("cert", cert, &"holds no certificate in PEM form"));
+    }
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(|cause| in_file("key", key, &cause))?;
+    Ok((chain, secret))
 }
 
 #[cfg(test)]

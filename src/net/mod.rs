@@ -21,4 +21,4 @@ pub use identity::Identity;
 pub use multiplex::LocalTasks;
 pub use serve::{Listener, ServeLimits, serve};
 pub use ticker::{Deadline, Moment, Ticker, Ticks};
-pub use tls::{TlsError, client_config};
+pub use tls::{ClientTls, TlsError};

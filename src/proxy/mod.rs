@@ -11,13 +11,15 @@ mod headers;
 mod key;
 mod outbound;
 mod path;
+mod pool;
 mod refusal;
+mod running;
 mod upload;
 mod upstream;
 #[cfg(test)]
 mod wire_tests;
 
-pub use body::ReplyBody;
+pub use body::{ReplyBody, ReplyError};
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,13 +34,13 @@ use self::call::{Call, Place};
 use self::outbound::{Again, Outbound};
 use self::refusal::{REQUEST_ID, Refusal};
 use self::upstream::{Reply, Upstreams};
-use crate::access::{Access, Agent, Credential, Grant, Target, Verdict};
+use crate::access::{Access, Caller, Credential, Grant, Target, Verdict};
 use crate::accounts::{Accounts, Bearer, TokenError};
 use crate::audit::{self, Audit, Receipt};
 use crate::clock::Clock;
 use crate::config::{Limits, Timeouts};
 use crate::ids::RequestId;
-use crate::net::{Guard, Line};
+use crate::net::{ClientTls, Guard, Line};
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -57,8 +59,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Where connections may go.
     pub guard: Arc<Guard>,
-    /// TLS to upstreams; HTTP/1.1 by ALPN.
-    pub tls: Arc<rustls::ClientConfig>,
+    /// TLS to upstreams that have none of their own.
+    pub tls: ClientTls,
     /// Wall time.
     pub clock: Clock,
     /// `[proxy.limits]`.
@@ -85,8 +87,10 @@ impl Gateway {
     /// A gateway with no connections yet.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Self {
-        let (guard, tls) = (Arc::clone(&shared.guard), Arc::clone(&shared.tls));
-        let upstreams = Upstreams::new(guard, tls, &shared.limits, &shared.timeouts);
+        let (guard, tls) = (Arc::clone(&shared.guard), shared.tls.clone());
+        let (access, clock) = (Arc::clone(&shared.access), shared.clock.clone());
+        let upheld = move |grant: &Grant| access.snapshot().is_ok_and(|policy| policy.upholds(grant, clock.now()));
+        let upstreams = Upstreams::new(guard, tls, Box::new(upheld), &shared.limits, &shared.timeouts);
         Self { shared, upstreams }
     }
 
@@ -193,7 +197,7 @@ impl Gateway {
     }
 
     /// The agent behind the key of a request that is not to a target.
-    fn identify(&self, headers: &HeaderMap, from: IpAddr, receipt: &mut Receipt) -> Result<Arc<Agent>, Refusal> {
+    fn identify(&self, headers: &HeaderMap, from: IpAddr, receipt: &mut Receipt) -> Result<Caller, Refusal> {
         let key = key::presented(headers)?;
         let presented = key.as_ref().map_or(&[][..], key::Key::expose);
         let agent = self.shared.access.snapshot()?.identify(presented, from, self.shared.clock.now())?;

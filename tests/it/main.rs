@@ -25,5 +25,7 @@ mod tls_kit;
 mod token_answers;
 mod token_kit;
 mod two_instances;
+mod upstreams;
 mod validate;
 mod wire;
+mod withdrawn;
