@@ -98,7 +98,10 @@ impl App {
             store: store.clone(),
             vault,
             catalog: Arc::clone(&catalog),
-            oauth: OAuthClient::new(net::Client::new(Arc::clone(&guard), Arc::clone(tls.http1())), config.refresh.timeout),
+            oauth: OAuthClient::new(
+                net::Client::new(Arc::clone(&guard), Arc::clone(tls.http1())),
+                config.refresh.timeout,
+            ),
             audit: audit.clone(),
             access: Arc::clone(&access),
             metrics: Arc::clone(&metrics),
@@ -268,8 +271,9 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         let mut signals = Signals::listen()?;
         let Some(app) = signals.unless_told(App::start(config, Clock::system())).await? else { return Ok(()) };
         if let Some(token) = app.new_admin_token() {
+            let scheme = if app.config.admin.tls.is_some() { "https" } else { "http" };
             opening::say(&format!(
-                "\nadmin token  {}\n\nIt is shown this once. Sign in with it at http://{}/ or set KEYWARD_ADMIN_TOKEN to one of your own.\n",
+                "\nadmin token  {}\n\nIt is shown this once. Sign in with it at {scheme}://{}/ or set KEYWARD_ADMIN_TOKEN to one of your own.\n",
                 token.expose(),
                 app.admin_address()
             ));

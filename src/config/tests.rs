@@ -51,7 +51,7 @@ fn mistakes_are_told_with_line_and_key() {
         ("[proxy]\npublic_url = \"keyward\"", "gateway.toml:2:14: proxy.public_url: not a URL: "),
         ("[admin]\npublic_url = \"https://a.example.com/b\"", "gateway.toml:2:14: admin.public_url: scheme, host"),
         ("[proxy.tls]\ncert = \"none.pem\"", "gateway.toml:2:8: proxy.tls.cert: can't read /srv/keyward/none.pem"),
-        ("[admin.tls]\nkey = \"/dev/null\"", "gateway.toml:1:2: admin.tls.cert: missing"),
+        ("[admin.tls]\nkey = \"/dev/null\"", "gateway.toml:1:1: admin.tls.cert: missing"),
         ("[proxy.limits]\nhead = \"1 KiB\"", "gateway.toml:2:8: proxy.limits.head: a size from 8 KiB to 1024 KiB"),
         ("[proxy.limits]\nrequest_body = \"lots\"", "gateway.toml:2:16: proxy.limits.request_body: not a size: "),
         ("[proxy.timeouts]\nidle = \"0s\"", "gateway.toml:2:8: proxy.timeouts.idle: zero is not possible"),

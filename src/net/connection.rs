@@ -20,6 +20,7 @@ use super::words::too_late;
 
 enum End {
     Done,
+    Failed,
     Late,
     Cut,
 }
@@ -84,7 +85,7 @@ where
 
 async fn http1<T, S, F, B>(socket: Socket<T>, exchanges: Exchanges<S>)
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
     S: Fn(Request<Incoming>, Line) -> F,
     F: Future<Output = Result<Response<B>, Infallible>>,
     B: Body<Data = Bytes> + 'static,
@@ -102,15 +103,32 @@ where
             }
             Stop::Soft | Stop::Not => {}
         }
-        if Pin::new(&mut connection).poll(cx).is_ready() {
-            return Poll::Ready(End::Done);
+        if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+            return Poll::Ready(if ended.is_ok() { End::Done } else { End::Failed });
         }
         watch.deadline.poll_passed(cx).map(|()| End::Late)
     })
     .await;
-    if matches!(end, End::Late) && watch.may_be_told() {
-        connection.into_parts().io.inner_mut().tell(&too_late());
+    let tunnel = watch.tunnel.take();
+    match (end, tunnel) {
+        (End::Late, _) if watch.may_be_told() => connection.into_parts().io.inner_mut().tell(&too_late()),
+        (End::Done, Some(tunnel)) => {
+            let parts = connection.into_parts();
+            watch.handed_over();
+            over(tunnel(Box::new(parts.io.into_inner()), parts.read_buf), &house, &watch).await;
+        }
+        _ => {}
     }
+}
+
+/// Waits for a tunnel's end, or the hard stop.
+async fn over(mut tunnel: Pin<Box<dyn Future<Output = ()>>>, house: &House, watch: &Watch) {
+    poll_fn(|cx| {
+        // Never passes; it is how this task hears of the stop.
+        let _ = watch.deadline.poll_passed(cx);
+        if house.is_cut() { Poll::Ready(()) } else { tunnel.as_mut().poll(cx) }
+    })
+    .await;
 }
 
 /// Ends with GOAWAY, when stopping begins and when its time has passed; what is under way then gets a moment more.

@@ -18,6 +18,7 @@ use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use pin_project_lite::pin_project;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::multiplex::{self, Fault};
 use super::serve::House;
@@ -28,10 +29,19 @@ use super::words::refusal;
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
+/// What is left of a connection after a 101: bytes.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+/// What goes on with a connection after a 101: gets it, and what was read of it already.
+pub type Tunnel = Box<dyn FnOnce(Box<dyn Stream>, Bytes) -> Pin<Box<dyn Future<Output = ()>>>>;
+
 /// The connection that a request came over.
 #[derive(Clone)]
 pub struct Line {
     peer: Peer,
+    watch: Rc<Watch>,
 }
 
 impl Line {
@@ -39,6 +49,12 @@ impl Line {
     #[must_use]
     pub fn peer(&self) -> Peer {
         self.peer
+    }
+
+    /// Hands the connection over to `tunnel` as soon as the answer, a 101, is written; to be called before it is given. The hard
+    /// stop cuts the tunnel; other deadlines are its own.
+    pub fn switch(&self, tunnel: Tunnel) {
+        *self.watch.tunnel.borrow_mut() = Some(tunnel);
     }
 }
 
@@ -70,7 +86,8 @@ where
         {
             return Serving { work: Work::Refused { fault }, end };
         }
-        let future = AssertUnwindSafe((self.service)(request, Line { peer: self.peer })).catch_unwind();
+        let line = Line { peer: self.peer, watch: Rc::clone(&self.watch) };
+        let future = AssertUnwindSafe((self.service)(request, line)).catch_unwind();
         Serving { work: Work::Running { future }, end }
     }
 }

@@ -127,8 +127,9 @@ pub(super) fn pair(
     cert: &Path,
     key: &Path,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
-    let chain: Vec<_> =
-        CertificateDer::pem_file_iter(cert).and_then(Iterator::collect).map_err(|cause| in_file("cert", cert, &cause))?;
+    let chain: Vec<_> = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect)
+        .map_err(|cause| in_file("cert", cert, &cause))?;
     if chain.is_empty() {
         return Err(in_file("cert", cert, &"holds no certificate in PEM form"));
     }

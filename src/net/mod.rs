@@ -15,7 +15,7 @@ mod tls;
 mod words;
 
 pub use client::{Client, ClientError, ClientLimits};
-pub use exchange::{Line, Peer};
+pub use exchange::{Line, Peer, Stream, Tunnel};
 pub use guard::{DialError, Guard};
 pub use identity::Identity;
 pub use multiplex::LocalTasks;

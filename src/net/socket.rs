@@ -19,6 +19,7 @@ use std::task::{Context, Poll, Waker, ready};
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::exchange::Tunnel;
 use super::framing::Framing;
 use super::ticker::{Deadline, Ticks};
 use super::words::unreadable;
@@ -63,6 +64,8 @@ pub(super) struct Watch {
     framing: RefCell<Framing>,
     /// Streams under way, over HTTP/2.
     streams: Cell<Option<u32>>,
+    /// What takes the connection over once a 101 is written.
+    pub(super) tunnel: RefCell<Option<Tunnel>>,
     resets: Cell<u32>,
     spans: Spans,
     pub(super) deadline: Deadline,
@@ -78,6 +81,7 @@ impl Watch {
             owed: Cell::new(false),
             framing: RefCell::default(),
             streams: Cell::new(None),
+            tunnel: RefCell::default(),
             resets: Cell::new(0),
             spans,
             deadline,
@@ -98,6 +102,12 @@ impl Watch {
     pub(super) fn multiplexed(&self) {
         self.streams.set(Some(0));
         self.phase.set(Phase::Idle);
+    }
+
+    /// It is no HTTP at all from here on, and has no time of its own.
+    pub(super) fn handed_over(&self) {
+        self.multiplexed();
+        self.deadline.disarm();
     }
 
     /// Whether it is HTTP/2.

@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 use std::ops::Range;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Uri};
 use hyper::body::{Body, Incoming};
 
 use super::key::{self, Key};
+use super::websocket::Handshake;
 use super::{Refusal, path};
 use crate::config::Limits;
 use crate::net::Peer;
@@ -46,12 +47,14 @@ pub(super) struct Line {
     pub(super) method: Method,
     uri: Uri,
     place: Place,
+    /// It is to become a WebSocket.
+    pub(super) handshake: Option<Box<Handshake>>,
 }
 
 impl Line {
     /// Of a URL in which `place` was found.
     pub(super) fn new(method: Method, uri: Uri, place: Place) -> Self {
-        Self { method, uri, place }
+        Self { method, uri, place, handshake: None }
     }
 
     /// The target's slug as given.
@@ -100,7 +103,8 @@ impl Call {
             key::only_where_it_belongs(key.expose(), &parts.uri, &parts.headers)?;
         }
         let from = peer.0.ip();
-        let line = Line::new(parts.method, parts.uri, place);
+        let handshake = Handshake::of(&parts.method, parts.version, &parts.headers)?;
+        let line = Line { handshake, ..Line::new(parts.method, parts.uri, place) };
         Ok(Self { line, headers: parts.headers, body, key, from })
     }
 
@@ -158,10 +162,6 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Refusal> {
     }
     if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
         return Err(Refusal::BadRequest("The request has more than one Content-Length."));
-    }
-    // Another offer to upgrade (`h2c`) may be ignored (RFC 9110 §7.8); a WebSocket client can do nothing without it.
-    if headers.get_all(UPGRADE).iter().any(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket")) {
-        return Err(Refusal::NotImplemented("WebSocket connections are not forwarded."));
     }
     if headers.get_all(EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Refusal::ExpectationFailed);
@@ -226,7 +226,6 @@ mod tests {
             (&[("host", "a"), ("content-length", "1"), ("content-length", "1")], 400),
             (&[("host", "a"), ("transfer-encoding", "gzip, chunked")], 501),
             (&[("host", "a"), ("transfer-encoding", "gzip"), ("transfer-encoding", "chunked")], 501),
-            (&[("host", "a"), ("upgrade", "WebSocket")], 501),
             (&[("host", "a"), ("expect", "miracles")], 417),
         ];
         for (lines, expected) in table {

@@ -16,6 +16,7 @@ mod refusal;
 mod running;
 mod upload;
 mod upstream;
+mod websocket;
 #[cfg(test)]
 mod wire_tests;
 
@@ -40,7 +41,7 @@ use crate::audit::{self, Audit, Receipt};
 use crate::clock::Clock;
 use crate::config::{Limits, Timeouts};
 use crate::ids::RequestId;
-use crate::net::{ClientTls, Guard, Line};
+use crate::net::{ClientTls, Guard, Line, Peer};
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -120,8 +121,8 @@ impl Gateway {
         let Ok(mut receipt) = self.shared.audit.open().await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
-        match self.forward(request, place, line, &mut receipt).await {
-            Ok(reply) => answer(reply, receipt),
+        match self.forward(request, place, line.peer(), &mut receipt).await {
+            Ok(reply) => answer(reply, receipt, &line),
             Err(refusal) => self.refuse(&refusal, Some(receipt)),
         }
     }
@@ -131,12 +132,12 @@ impl Gateway {
         &self,
         request: Request<Incoming>,
         place: Place,
-        line: Line,
+        peer: Peer,
         receipt: &mut Receipt,
     ) -> Result<Reply, Refusal> {
         note(receipt, &request, &place);
         refuse_method(request.method())?;
-        let call = Call::parse(request, place, line.peer(), &self.shared.limits)?;
+        let call = Call::parse(request, place, peer, &self.shared.limits)?;
         let grant = self.decide(&call, receipt)?;
         let (line, headers, incoming) = call.into_parts();
         let body = self.upstreams.take_body(incoming, self.shared.limits.request_body).await?;
@@ -158,6 +159,9 @@ impl Gateway {
         match policy.verdict(&agent, line.slug(), &line.method, line.path()) {
             Verdict::Allow(grant) => {
                 uses(receipt, grant.target());
+                if line.handshake.is_some() && !grant.permits_websocket(line.path()) {
+                    return Err(Refusal::NotPermitted);
+                }
                 Ok(grant)
             }
             Verdict::NotPermitted(target) => {
@@ -239,14 +243,19 @@ fn refuse_method(method: &Method) -> Result<(), Refusal> {
 }
 
 /// An upstream's answer as the agent gets it: status, reason and body as they came.
-fn answer(reply: Reply, mut receipt: Receipt) -> Response<ReplyBody> {
-    let Reply { response, lease, target } = reply;
+fn answer(reply: Reply, mut receipt: Receipt, line: &Line) -> Response<ReplyBody> {
+    let Reply { response, lease, target, switched } = reply;
     let (mut parts, incoming) = response.into_parts();
     parts.version = Version::HTTP_11;
     headers::clean_answer(&mut parts.headers);
     headers::relocate(&mut parts.headers, &target.base, &target.slug);
     identified(&mut parts.headers, receipt.request_id());
     receipt.answered(parts.status, None);
+    if let Some(switched) = switched {
+        websocket::upgrade(&mut parts.headers);
+        line.switch(Box::new(move |io, ahead| Box::pin(websocket::join((io, ahead), switched, lease, receipt))));
+        return Response::from_parts(parts, ReplyBody::fixed(Bytes::new(), None));
+    }
     Response::from_parts(parts, ReplyBody::upstream(incoming, lease, receipt))
 }
 

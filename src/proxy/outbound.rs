@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
 use super::call::Line;
 use super::upload::{RequestBody, Upload};
+use super::websocket::{self, Handshake};
 use super::{Refusal, headers, path};
 use crate::access::Grant;
 use crate::accounts::Bearer;
@@ -21,6 +22,8 @@ pub(super) struct Outbound {
     pub(super) request: Request<RequestBody>,
     pub(super) upload: Option<Rc<Upload>>,
     pub(super) held: Option<u64>,
+    /// It is to become a WebSocket.
+    pub(super) handshake: Option<Box<Handshake>>,
 }
 
 /// The same request once more, should the upstream refuse its token.
@@ -77,6 +80,9 @@ fn assemble(
     let uri = url(&target.base, &line, injection)?;
     fields.insert(HOST, target.base.authority.clone());
     frame(&mut fields, &line.method, &body);
+    if line.handshake.is_some() {
+        websocket::upgrade(&mut fields);
+    }
     match injection {
         Injection::Headers(ours) | Injection::Query { headers: ours, .. } => headers::inject(&mut fields, ours),
     }
@@ -90,7 +96,7 @@ fn assemble(
     *request.uri_mut() = uri;
     *request.version_mut() = Version::HTTP_11;
     *request.headers_mut() = fields;
-    Ok(Outbound { grant, request, upload, held })
+    Ok(Outbound { grant, request, upload, held, handshake: line.handshake })
 }
 
 /// Brings a request into HTTP/2's form, in which the URL names scheme and authority and nothing is said of framing.

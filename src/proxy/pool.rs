@@ -16,18 +16,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Refusal;
 use super::running::{Running, Slot, Upheld};
 use super::upload::RequestBody;
+use super::websocket::Switched;
 use crate::access::Target;
 use crate::clock::Timestamp;
 use crate::config::{Limits, Timeouts};
 use crate::ids::TargetId;
-use crate::net::{ClientTls, Deadline, Guard, LocalTasks, Ticker, Ticks};
+use crate::net::{ClientTls, Deadline, Guard, LocalTasks, Stream, Ticker, Ticks};
 
 /// Idle connections kept per target and worker.
 const IDLE: usize = 32;
@@ -137,13 +138,7 @@ enum Opened {
 }
 
 impl Dialer {
-    pub(super) fn new(
-        guard: Arc<Guard>,
-        tls: ClientTls,
-        upheld: Upheld,
-        limits: &Limits,
-        timeouts: &Timeouts,
-    ) -> Self {
+    pub(super) fn new(guard: Arc<Guard>, tls: ClientTls, upheld: Upheld, limits: &Limits, timeouts: &Timeouts) -> Self {
         let mut http1 = http1::Builder::new();
         http1.max_header_size(limits.head).max_buf_size(limits.head.max(BUFFER));
         // hyper's own limit is 100, and the cheapest.
@@ -280,6 +275,33 @@ impl Dialer {
         let slot = self.slot();
         tokio::task::spawn_local(drive(connection, slot.deadline.clone()));
         Ok(Connected { link: Link::Alone(sender), slot })
+    }
+
+    /// A connection of HTTP/1.1 that nobody else will use, and what becomes of it after a 101.
+    pub(super) async fn dial_to_switch(&self, target: &Target) -> Result<(Connected, Switched), Refusal> {
+        let io: Box<dyn Stream> = match self.open(target, false).await? {
+            Opened::Clear(tcp) => Box::new(tcp),
+            Opened::Tls(tls) => tls,
+        };
+        let handshake = self.http1.handshake(TokioIo::new(io)).await;
+        let (sender, connection) = handshake.map_err(|_| Refusal::UpstreamUnreachable)?;
+        let (slot, (done, switched)) = (self.slot(), oneshot::channel());
+        let deadline = slot.deadline.clone();
+        tokio::task::spawn_local(async move {
+            let mut connection = connection;
+            let ended = poll_fn(|cx| {
+                if deadline.poll_passed(cx).is_ready() {
+                    return Poll::Ready(false);
+                }
+                Pin::new(&mut connection).poll(cx).map(|ended| ended.is_ok())
+            })
+            .await;
+            if ended {
+                let parts = connection.into_parts();
+                let _ = done.send((parts.io.into_inner(), parts.read_buf));
+            }
+        });
+        Ok((Connected { link: Link::Alone(sender), slot }, switched))
     }
 
     async fn share<T>(&self, io: T) -> Result<Shared, Refusal>

@@ -25,6 +25,7 @@ use super::outbound::{self, Outbound};
 use super::pool::{Connected, Dialer, Link, Pool};
 use super::running::Upheld;
 use super::upload::{RequestBody, State, Upload};
+use super::websocket::{Handshake, Switched};
 use crate::access::{Grant, Target};
 use crate::catalog::Base;
 use crate::config::{Limits, Timeouts};
@@ -66,6 +67,8 @@ pub(super) struct Reply {
     pub(super) response: Response<Incoming>,
     pub(super) lease: Lease,
     pub(super) target: Arc<Target>,
+    /// The connection itself, when it has become a WebSocket.
+    pub(super) switched: Option<Switched>,
 }
 
 /// Why there is no answer.
@@ -85,13 +88,7 @@ struct Spare {
 }
 
 impl Upstreams {
-    pub(super) fn new(
-        guard: Arc<Guard>,
-        tls: ClientTls,
-        upheld: Upheld,
-        limits: &Limits,
-        timeouts: &Timeouts,
-    ) -> Self {
+    pub(super) fn new(guard: Arc<Guard>, tls: ClientTls, upheld: Upheld, limits: &Limits, timeouts: &Timeouts) -> Self {
         Self {
             dialer: Dialer::new(guard, tls, upheld, limits, timeouts),
             idle: Ticks::of(timeouts.idle),
@@ -108,7 +105,10 @@ impl Upstreams {
     /// a request that hyper gives back untouched because a kept connection had died, or a stream that the server says it
     /// refused before doing anything (RFC 9113 §8.7).
     pub(super) async fn send(&self, outbound: Outbound) -> Result<Reply, Refusal> {
-        let Outbound { grant, request, upload, held } = outbound;
+        let Outbound { grant, request, upload, held, handshake } = outbound;
+        if let Some(handshake) = handshake {
+            return self.switch(&handshake, request, &grant).await;
+        }
         let held = held.unwrap_or(0);
         let target = Arc::clone(grant.target());
         let pool = self.dialer.pool(&target);
@@ -131,10 +131,31 @@ impl Upstreams {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Err(Refusal::UpstreamInvalid),
             Ok(response) => {
                 lease.pace.progress();
-                Ok(Reply { response, lease, target })
+                Ok(Reply { response, lease, target, switched: None })
             }
             Err(failure) => Err(lease.failed(&target, failure)),
         }
+    }
+
+    /// Sends a WebSocket's handshake, over a connection of its own. What answers with anything but a 101 answered a request.
+    async fn switch(
+        &self,
+        handshake: &Handshake,
+        request: Request<RequestBody>,
+        grant: &Grant,
+    ) -> Result<Reply, Refusal> {
+        let target = Arc::clone(grant.target());
+        let pool = self.dialer.pool(&target);
+        let (connected, switched) = self.dialer.dial_to_switch(&target).await?;
+        let mut lease = self.lease(connected, pool, None, 0, grant);
+        let (result, _) = lease.send(request, &target.base).await?;
+        let response = result.map_err(|failure| lease.failed(&target, failure))?;
+        lease.pace.progress();
+        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if switches {
+            handshake.check(response.headers())?;
+        }
+        Ok(Reply { response, lease, target, switched: Some(switched).filter(|_| switches) })
     }
 
     fn lease(
@@ -230,6 +251,11 @@ impl Lease {
             Some(Connected { link: Link::Shared(_), slot }) => slot.deadline.poll_passed(cx),
             _ => Poll::Pending,
         }
+    }
+
+    /// Ready when a WebSocket has been silent for too long, or may not go on.
+    pub(super) fn poll_passed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.pace.deadline.poll_passed(cx)
     }
 
     /// More of the answer went by.

@@ -90,7 +90,7 @@ async fn exchange(
     *request.method_mut() = parts.method;
     *request.uri_mut() = parts.uri;
     *request.headers_mut() = fields;
-    let reply = upstreams.send(Outbound { grant: Grant::to(target), request, upload, held }).await?;
+    let reply = upstreams.send(Outbound { grant: Grant::to(target), request, upload, held, handshake: None }).await?;
     let (mut parts, incoming) = reply.response.into_parts();
     headers::clean_answer(&mut parts.headers);
     Ok(Response::from_parts(parts, Relay::new(incoming, reply.lease)))

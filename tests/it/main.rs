@@ -27,5 +27,6 @@ mod token_kit;
 mod two_instances;
 mod upstreams;
 mod validate;
+mod websocket;
 mod wire;
 mod withdrawn;

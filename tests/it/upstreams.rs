@@ -46,7 +46,8 @@ struct Secure {
 impl Secure {
     async fn start(acceptor: TlsAcceptor, script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let upstream = Self { address: listener.local_addr().unwrap(), agreed: Arc::default(), requests: Arc::default() };
+        let upstream =
+            Self { address: listener.local_addr().unwrap(), agreed: Arc::default(), requests: Arc::default() };
         let (agreed, requests) = (Arc::clone(&upstream.agreed), Arc::clone(&upstream.requests));
         let count = Arc::new(AtomicUsize::new(0));
         tokio::spawn(async move {
@@ -55,7 +56,8 @@ impl Secure {
                 let (requests, count) = (Arc::clone(&requests), Arc::clone(&count));
                 tokio::spawn(async move {
                     let Ok(tls) = acceptor.accept(tcp).await else { return };
-                    let protocol = tls.get_ref().1.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
+                    let protocol =
+                        tls.get_ref().1.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
                     agreed.lock().unwrap().push(protocol.clone());
                     if protocol.as_deref() == Some("h2") {
                         http2(tls, &requests, &count, script).await;
@@ -167,7 +169,9 @@ async fn http2_is_chosen_by_alpn_and_shared_by_all_exchanges() {
     let (k, key) = trusting(&authority, &upstream, "").await;
     let ask = |number: usize| {
         let (address, key) = (k.app.proxy_address(), key.clone());
-        async move { crate::wire::ask(address, head(&key, &format!("GET /proxy/up/a/{number}?x=%2F"), &["Cookie: a=b"])).await }
+        async move {
+            crate::wire::ask(address, head(&key, &format!("GET /proxy/up/a/{number}?x=%2F"), &["Cookie: a=b"])).await
+        }
     };
     // More at once than the server takes: the rest wait their turn.
     let answers: Vec<Answer> = futures_util::future::join_all((0..100).map(ask)).await;
@@ -180,7 +184,11 @@ async fn http2_is_chosen_by_alpn_and_shared_by_all_exchanges() {
     assert_eq!(seen.len(), 100);
     for request in &seen {
         assert!(request.starts_with(&format!("GET {}/base/a/", upstream.url())), "{request}");
-        assert_eq!(request.matches("Sensitive").count() + request.matches("the-injected-token").count(), 1, "{request}");
+        assert_eq!(
+            request.matches("Sensitive").count() + request.matches("the-injected-token").count(),
+            1,
+            "{request}"
+        );
         assert!(!request.contains("cookie") && !request.contains("\"host\"") && !request.contains("kw_"), "{request}");
     }
     k.stop().await;
@@ -222,11 +230,12 @@ async fn a_target_may_have_http_1_only() {
 async fn what_a_server_refused_unseen_is_sent_again_once_and_nothing_else_is() {
     // The first is refused unseen; the retry is fine.
     let authority = Authority::new();
-    let upstream = Secure::start(authority.acceptor(&["h2"], false), |number, request, mut respond, says| match number {
-        0 => respond.send_reset(Reason::REFUSED_STREAM),
-        _ => fine(number, request, respond, says),
-    })
-    .await;
+    let upstream =
+        Secure::start(authority.acceptor(&["h2"], false), |number, request, mut respond, says| match number {
+            0 => respond.send_reset(Reason::REFUSED_STREAM),
+            _ => fine(number, request, respond, says),
+        })
+        .await;
     let (k, key) = trusting(&authority, &upstream, "").await;
     let answer = k.ask([&head(&key, "POST /proxy/up/x", &["Content-Length: 5"])[..], b"hello"].concat()).await;
     assert_eq!((answer.status.as_u16(), &*answer.text()), (200, "two"));
@@ -235,10 +244,7 @@ async fn what_a_server_refused_unseen_is_sent_again_once_and_nothing_else_is() {
 
     // Refused for ever: two tries. Any other end: one.
     for (script, tries) in [
-        (
-            (|_, _, mut respond: SendResponse<Bytes>, _| respond.send_reset(Reason::REFUSED_STREAM)) as Script,
-            2,
-        ),
+        ((|_, _, mut respond: SendResponse<Bytes>, _| respond.send_reset(Reason::REFUSED_STREAM)) as Script, 2),
         (|_, _, mut respond: SendResponse<Bytes>, _| respond.send_reset(Reason::INTERNAL_ERROR), 1),
         (|_, _, mut respond: SendResponse<Bytes>, _| respond.send_reset(Reason::CANCEL), 1),
     ] {

@@ -49,7 +49,8 @@ async fn streams_end_with_their_key_and_with_their_grant() {
         let k = Keyward { world, app, settings };
         let upstream = endless().await;
         let key = k.with_upstream(&upstream).await;
-        let [other, lowered, kept, rotated] = [k.new_key().await, k.new_key().await, k.new_key().await, k.new_key().await];
+        let [other, lowered, kept, rotated] =
+            [k.new_key().await, k.new_key().await, k.new_key().await, k.new_key().await];
         for key in [&other, &lowered, &kept, &rotated] {
             k.grant(key, "raw", "write").await;
         }

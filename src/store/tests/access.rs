@@ -1,7 +1,7 @@
 //! Keys, grants, targets, and the policy made of them.
 
-use crate::config::Transport;
 use super::fixture::*;
+use crate::config::Transport;
 use crate::ids::TargetId;
 use crate::store::*;
 
