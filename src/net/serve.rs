@@ -379,6 +379,58 @@ mod tests {
         .await;
     }
 
+    async fn by_bytes(address: SocketAddr, request: &[u8]) -> TcpStream {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.set_nodelay(true).unwrap();
+        for byte in request {
+            tcp.write_all(&[*byte]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        tcp
+    }
+
+    #[tokio::test]
+    async fn the_protocol_is_found_out_however_the_bytes_arrive() {
+        with_server(|address, _| async move {
+            // As far as "P" it could be either.
+            let mut post =
+                by_bytes(address, b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+                    .await;
+            let mut answer = String::new();
+            post.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with("fine"), "{answer}");
+            // The preface, then SETTINGS of nothing: SETTINGS come back.
+            let mut http2 = by_bytes(address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+            let mut head = [0u8; 9];
+            http2.read_exact(&mut head).await.unwrap();
+            assert_eq!(head[3], 4, "{head:?}");
+            // Half a preface is half a head.
+            let late = exchange(address, "PRI * HTTP/2.0\r\n\r\nSM").await;
+            assert!(late.starts_with("HTTP/1.1 408 "), "{late}");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_of_http2_without_streams_is_closed_in_time() {
+        with_server(|address, _| async move {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let (mut sender, connection) = h2::client::handshake(tcp).await.unwrap();
+            let driver = tokio::task::spawn_local(connection);
+            for path in ["/", "/slow", "/panic"] {
+                let request = Request::get(format!("http://a{path}")).body(()).unwrap();
+                sender = sender.ready().await.unwrap();
+                let (answer, _) = sender.send_request(request, true).unwrap();
+                let status = answer.await.unwrap().status();
+                assert_eq!(status, if path == "/panic" { 500 } else { 200 }, "{path}");
+            }
+            // With GOAWAY, which is no error.
+            tokio::time::timeout(Duration::from_secs(10), driver).await.unwrap().unwrap().unwrap();
+            drop(sender);
+        })
+        .await;
+    }
+
     #[tokio::test]
     async fn connections_beyond_the_limit_wait_their_turn() {
         with_server(|address, _| async move {

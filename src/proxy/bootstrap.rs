@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use serde::Serialize;
 
 use super::refusal::Refusal;
-use super::{Gateway, ReplyBody, fixed};
+use super::{Gateway, ReplyBody, call, fixed};
 use crate::access::{Agent, Credential, Target, TargetKind};
 use crate::audit::Receipt;
 use crate::catalog::Capability;
@@ -103,6 +103,7 @@ impl Gateway {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Err(Refusal::MethodNotAllowed("GET, HEAD"));
         }
+        call::check_form(request.uri())?;
         let agent = self.identify(request.headers(), line.peer().0.ip(), receipt)?;
         let whole = request.uri().path() == "/bootstrap";
         let stored = self.stored(&agent, whole).await?;

@@ -101,11 +101,13 @@ impl Gateway {
         if let Some(place) = Place::of(path) {
             return self.proxied(request, place, line).await;
         }
+        if matches!(path, "/bootstrap" | "/verify") {
+            return self.told(request, &line).await;
+        }
         if let Err(refusal) = refuse_method(request.method()).and_then(|()| call::check_form(request.uri())) {
             return self.refuse(&refusal, None);
         }
         match path {
-            "/bootstrap" | "/verify" => self.told(request, &line).await,
             "/healthz" => plain(StatusCode::OK, "ok"),
             "/readyz" if self.is_ready() => plain(StatusCode::OK, "ready"),
             "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "not_ready"),

@@ -74,7 +74,7 @@ pub(super) struct Reply {
 /// Why there is no answer.
 enum Failure {
     /// It may have been sent, unless it comes back.
-    Sent(TrySendError<Request<RequestBody>>),
+    Sent(Box<TrySendError<Request<RequestBody>>>),
     /// Nothing came in time.
     Late,
 }
@@ -178,8 +178,12 @@ impl Upstreams {
 }
 
 impl Failure {
+    fn sent(error: TrySendError<Request<RequestBody>>) -> Self {
+        Self::Sent(Box::new(error))
+    }
+
     /// The request, when the server has not looked at it.
-    fn untouched(&mut self, kept: bool, spare: Option<Spare>) -> Option<Request<RequestBody>> {
+    fn untouched(&mut self, kept: bool, spare: Option<Box<Spare>>) -> Option<Request<RequestBody>> {
         let Self::Sent(error) = self else { return None };
         if let Some(request) = error.take_message() {
             return kept.then_some(request);
@@ -192,7 +196,7 @@ impl Failure {
                 Reason::NO_ERROR => cause.is_go_away(),
                 _ => false,
             };
-        spare.filter(|_| refused).map(Spare::into_request)
+        spare.filter(|_| refused).map(|spare| spare.into_request())
     }
 }
 
@@ -217,22 +221,22 @@ impl Lease {
         &mut self,
         mut request: Request<RequestBody>,
         base: &Base,
-    ) -> Result<(Result<Response<Incoming>, Failure>, Option<Spare>), Refusal> {
+    ) -> Result<(Result<Response<Incoming>, Failure>, Option<Box<Spare>>), Refusal> {
         let connected = self.connected.as_mut().expect("a lease has its connection until it is given back");
         match &mut connected.link {
             Link::Alone(sender) => {
                 if request.uri().authority().is_some() {
                     outbound::to_http1(&mut request, base);
                 }
-                Ok((sender.try_send_request(request).await.map_err(Failure::Sent), None))
+                Ok((sender.try_send_request(request).await.map_err(Failure::sent), None))
             }
             Link::Shared(seat) => {
                 outbound::to_http2(&mut request, base)?;
-                let spare = Spare::of(&request);
+                let spare = Spare::of(&request).map(Box::new);
                 let mut answer = pin!(seat.sender().try_send_request(request));
                 let deadline = &connected.slot.deadline;
                 let result = poll_fn(|cx| match answer.as_mut().poll(cx) {
-                    Poll::Ready(result) => Poll::Ready(result.map_err(Failure::Sent)),
+                    Poll::Ready(result) => Poll::Ready(result.map_err(Failure::sent)),
                     Poll::Pending => deadline.poll_passed(cx).map(|()| Err(Failure::Late)),
                 })
                 .await;
