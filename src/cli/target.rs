@@ -48,6 +48,12 @@ struct CreateArgs {
     /// What may be reached, as in "GET /v1/**"; may be given several times; without it everything
     #[arg(long, value_name = "PATTERN")]
     fence: Vec<String>,
+    /// Do not offer HTTP/2 to it
+    #[arg(long)]
+    http1_only: bool,
+    /// Forward WebSocket handshakes, for grants that may write
+    #[arg(long)]
+    websocket: bool,
     /// Send this variable's value as a bearer token
     #[arg(long, value_name = "VARIABLE")]
     bearer_env: Option<String>,
@@ -92,6 +98,8 @@ impl CreateArgs {
             "base_url": self.base_url,
             "credential": self.credential(env)?,
             "fence": fence,
+            "http1_only": self.http1_only,
+            "websocket": self.websocket,
         }))
     }
 
