@@ -224,7 +224,12 @@ impl Stage {
         let row = id.to_string();
         let sealed = vault().seal(Place { table: "token_candidates", row: &row, column: "token" }, token.as_bytes());
         let store = self.kw.app.store();
-        store.insert_candidate(id, person.id.parse().unwrap(), &sealed, self.now()).await.unwrap();
+        store
+            .insert_candidate(id, person.id.parse().unwrap(), &sealed, self.now(), |_| {
+                unreachable!("the account has not ended")
+            })
+            .await
+            .unwrap();
     }
 
     /// Leaves a refresh token in a file for the next start, as a process does that could not store it before its end.
