@@ -30,7 +30,8 @@ impl Gateway {
     pub fn spawn(world: &World) -> Self {
         let config = world.dir.path().join("gateway.toml");
         std::fs::write(&config, settings(world)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+        let binary = std::env::var_os("KEYWARD_KILL_BINARY");
+        let mut command = Command::new(binary.unwrap_or_else(|| env!("CARGO_BIN_EXE_keyward").into()));
         command.args(["serve", "--config"]).arg(&config).env_clear().envs([
             ("KEYWARD_ADMIN_TOKEN", ADMIN),
             ("KEYWARD_SEALING_KEYS", SEALING),
