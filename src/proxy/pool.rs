@@ -148,6 +148,8 @@ impl Dialer {
         let mut http2 = http2::Builder::new(LocalTasks);
         http2
             .timer(TokioTimer::new())
+            // Until the server has said how many streams it takes: one more than that would be refused.
+            .initial_max_send_streams(1)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(u32::try_from(limits.head).unwrap_or(u32::MAX))
@@ -379,9 +381,9 @@ impl Pool {
         })
     }
 
-    /// Takes no more requests to the connection of HTTP/2; those that are on it go on.
-    pub(super) fn forget(&self) {
-        self.shared.borrow_mut().take();
+    /// Takes no more requests to this connection of HTTP/2.
+    pub(super) fn forget(&self, seat: &Seat) {
+        self.shared.borrow_mut().take_if(|shared| Rc::ptr_eq(shared, &seat.0));
     }
 
     /// A connection that can take a request now.

@@ -119,10 +119,14 @@ impl Upstreams {
         let mut lease = self.lease(connected, Rc::clone(&pool), upload.clone(), held, &grant);
         let (mut result, spare) = lease.send(request, &target.base).await?;
         if let Err(failure) = &mut result
-            && let Some(request) = failure.untouched(kept || lease.is_shared(), spare)
+            && let Some((request, gone)) = failure.untouched(kept || lease.is_shared(), spare)
         {
-            pool.forget();
-            let connected = self.dialer.dial(&pool, &target).await?;
+            let connected = if gone {
+                lease.forget();
+                self.dialer.dial(&pool, &target).await?
+            } else {
+                self.connected(&pool, &target).await?
+            };
             lease = self.lease(connected, pool, upload, held, &grant);
             (result, _) = lease.send(request, &target.base).await?;
         }
@@ -158,6 +162,13 @@ impl Upstreams {
         Ok(Reply { response, lease, target, switched: Some(switched).filter(|_| switches) })
     }
 
+    async fn connected(&self, pool: &Rc<Pool>, target: &Target) -> Result<Connected, Refusal> {
+        match pool.ready(&self.dialer).await {
+            Some(connected) => Ok(connected),
+            None => self.dialer.dial(pool, target).await,
+        }
+    }
+
     fn lease(
         &self,
         connected: Connected,
@@ -182,11 +193,11 @@ impl Failure {
         Self::Sent(Box::new(error))
     }
 
-    /// The request, when the server has not looked at it.
-    fn untouched(&mut self, kept: bool, spare: Option<Box<Spare>>) -> Option<Request<RequestBody>> {
+    /// The request, when the server has not looked at it, and whether the connection is gone for others too.
+    fn untouched(&mut self, kept: bool, spare: Option<Box<Spare>>) -> Option<(Request<RequestBody>, bool)> {
         let Self::Sent(error) = self else { return None };
         if let Some(request) = error.take_message() {
-            return kept.then_some(request);
+            return kept.then_some((request, true));
         }
         let cause = error.error().source()?.downcast_ref::<h2::Error>()?;
         let refused = cause.is_remote()
@@ -196,7 +207,7 @@ impl Failure {
                 Reason::NO_ERROR => cause.is_go_away(),
                 _ => false,
             };
-        spare.filter(|_| refused).map(|spare| spare.into_request())
+        spare.filter(|_| refused).map(|spare| (spare.into_request(), cause.is_go_away()))
     }
 }
 
@@ -242,6 +253,13 @@ impl Lease {
                 .await;
                 Ok((result, spare))
             }
+        }
+    }
+
+    /// Takes no more requests to its connection of HTTP/2; those that are on it go on.
+    fn forget(&self) {
+        if let Some(Connected { link: Link::Shared(seat), .. }) = &self.connected {
+            self.pool.forget(seat);
         }
     }
 
