@@ -279,9 +279,14 @@ impl Loop {
     async fn account_for(&mut self, lost: &[usize]) {
         let deadline = Instant::now() + SOON;
         loop {
-            let stored = records::accounts(&self.world, Life::Alive).await;
+            let (granted, stored) = self.at_rest().await;
             assert_eq!(stored.len(), self.subjects.len(), "every account is there");
-            let missing: Vec<i64> = self.subjects.iter().map(|subject| self.missing(subject, &stored)).collect();
+            let missing: Vec<i64> = self
+                .subjects
+                .iter()
+                .zip(&granted)
+                .map(|(subject, granted)| missing(subject, *granted, &stored))
+                .collect();
             // Where nothing is forgiven, exactly the accounts with a missing result are lost. The tokens of a second may
             // be in the middle of their next refresh: then it takes another look.
             let wrong = |(n, missing): (usize, &i64)| {
@@ -303,16 +308,28 @@ impl Loop {
                     other => panic!("{}: {other:?}", subject.account),
                 }
                 subject.generation = row.generation;
-                subject.refreshes = refreshes(&self.world, &subject.person);
+                subject.refreshes = granted[n];
             }
             return;
         }
     }
 
-    /// Granted refreshes of an account whose result is not stored.
-    fn missing(&self, subject: &Subject, stored: &BTreeMap<String, Stored>) -> i64 {
-        let granted = refreshes(&self.world, &subject.person) - subject.refreshes;
-        granted as i64 - (stored[&subject.account].generation - subject.generation)
+    /// What the provider granted to each and what is stored, at a moment when nobody refreshes anything: tokens of a
+    /// second are refreshed again and again.
+    async fn at_rest(&self) -> (Vec<u64>, BTreeMap<String, Stored>) {
+        let granted =
+            || self.subjects.iter().map(|subject| refreshes(&self.world, &subject.person)).collect::<Vec<_>>();
+        let deadline = Instant::now() + SOON + LEASE;
+        loop {
+            let before = granted();
+            let stored = records::accounts(&self.world, Life::Alive).await;
+            let now = keyward::clock::Clock::system().now().millis();
+            if stored.values().all(|row| row.leased_until <= now) && granted() == before {
+                return (before, stored);
+            }
+            assert!(Instant::now() < deadline, "there is no rest: {stored:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     async fn reconnect(&mut self, lost: &[usize]) {
@@ -325,11 +342,11 @@ impl Loop {
         if lost.is_empty() {
             return;
         }
-        let stored = records::accounts(&self.world, Life::Alive).await;
+        let (granted, stored) = self.at_rest().await;
         for &n in lost {
             let subject = &mut self.subjects[n];
             subject.generation = stored[&subject.account].generation;
-            subject.refreshes = refreshes(&self.world, &subject.person);
+            subject.refreshes = granted[n];
         }
     }
 
@@ -339,6 +356,11 @@ impl Loop {
             assert!(!log.contains(bad), "{bad}:\n{log}");
         }
     }
+}
+
+/// Granted refreshes of an account whose result is not stored.
+fn missing(subject: &Subject, granted: u64, stored: &BTreeMap<String, Stored>) -> i64 {
+    (granted - subject.refreshes) as i64 - (stored[&subject.account].generation - subject.generation)
 }
 
 /// Refreshes granted to a person's latest consent.

@@ -14,6 +14,8 @@ pub struct Stored {
     pub generation: i64,
     pub status: String,
     pub reason: Option<String>,
+    /// Until when somebody may be refreshing it, in ms; 0: nobody.
+    pub leased_until: i64,
 }
 
 /// Whether a gateway is on the store.
@@ -25,9 +27,11 @@ pub enum Life {
 
 /// Every account by its id.
 pub async fn accounts(world: &World, life: Life) -> BTreeMap<String, Stored> {
-    let sql = "select id, generation, status, reason from accounts where removed_at is null";
-    let rows: Vec<(String, i64, String, Option<String>)> = rows(world, life, sql).await;
-    rows.into_iter().map(|(id, generation, status, reason)| (id, Stored { generation, status, reason })).collect()
+    let sql = "select id, generation, status, reason, coalesce(lease_until, 0) from accounts where removed_at is null";
+    let rows: Vec<(String, i64, String, Option<String>, i64)> = rows(world, life, sql).await;
+    let stored =
+        |(id, generation, status, reason, leased_until)| (id, Stored { generation, status, reason, leased_until });
+    rows.into_iter().map(stored).collect()
 }
 
 /// What time does to the leases of a dead gateway. Postgres only: on SQLite the next start does it.
