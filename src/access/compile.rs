@@ -7,8 +7,9 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::catalog::{Base, Catalog, Injection, Patterns, Provider};
-use crate::config::SystemTarget;
+use crate::config::{SystemTarget, TargetTls, Transport};
 use crate::ids::{AccountId, TargetId};
+use crate::net::ClientTls;
 use crate::store::{self, PolicyAccount, PolicyRows, PolicyTarget};
 use crate::vault::Vault;
 
@@ -28,6 +29,8 @@ struct System {
     base: Base,
     fence: Arc<Fence>,
     injection: Arc<Injection>,
+    transport: Transport,
+    tls: Option<ClientTls>,
 }
 
 impl Compiler {
@@ -93,7 +96,8 @@ impl Compiler {
         accounts: &HashMap<AccountId, &PolicyAccount>,
         vault: &Vault,
     ) -> anyhow::Result<Target> {
-        let (base, fence, credential, kind) = match &row.kind {
+        let mut tls = None;
+        let (base, fence, credential, kind, transport) = match &row.kind {
             store::TargetKind::Managed { account, provider, capability } => {
                 let (provider, fences) =
                     self.providers.get(provider).with_context(|| format!("no provider `{provider}` in the catalog"))?;
@@ -111,9 +115,9 @@ impl Compiler {
                     capability: capability.as_str().into(),
                     captures: data.captures.clone(),
                 };
-                (Base::parse(&url)?, fence, credential, kind)
+                (Base::parse(&url)?, fence, credential, kind, slice.transport)
             }
-            store::TargetKind::Static { base_url, credential, fence, .. } => {
+            store::TargetKind::Static { base_url, credential, fence, transport, .. } => {
                 let injection = match credential {
                     Some(sealed) => {
                         let row = row.id.to_string();
@@ -122,16 +126,18 @@ impl Compiler {
                     None => Injection::Headers(Vec::new()),
                 };
                 let fence = Arc::new(open_fence(fence)?);
-                (Base::parse(base_url)?, fence, Credential::Ready(Arc::new(injection)), TargetKind::Static)
+                let credential = Credential::Ready(Arc::new(injection));
+                (Base::parse(base_url)?, fence, credential, TargetKind::Static, *transport)
             }
             store::TargetKind::System => {
                 let system = self.system.get(&row.slug).context("not in gateway.toml any more")?;
                 let credential = Credential::Ready(Arc::clone(&system.injection));
-                (system.base.clone(), Arc::clone(&system.fence), credential, TargetKind::System)
+                tls.clone_from(&system.tls);
+                (system.base.clone(), Arc::clone(&system.fence), credential, TargetKind::System, system.transport)
             }
         };
         let (slug, name) = (row.slug.as_str().into(), row.name.as_str().into());
-        Ok(Target { id: row.id, slug, name, base, fence, credential, kind })
+        Ok(Target { id: row.id, slug, name, base, fence, credential, kind, transport, tls, changed: row.updated_at })
     }
 }
 
@@ -164,5 +170,13 @@ fn compile_system(target: &SystemTarget) -> anyhow::Result<System> {
         base: Base::parse(&target.base_url).context("base_url")?,
         fence: Arc::new(open_fence(&target.fence).context("fence")?),
         injection: Arc::new(credential::injection(&target.credential).context("credential")?),
+        transport: target.transport,
+        tls: target.tls.as_ref().map(compile_tls).transpose()?,
     })
+}
+
+fn compile_tls(tls: &TargetTls) -> anyhow::Result<ClientTls> {
+    let authorities: Vec<_> = tls.authorities.iter().map(|path| path.as_path()).collect();
+    let client = tls.client.as_ref().map(|files| (files.cert.as_path(), files.key.as_path()));
+    ClientTls::new(&authorities, client).context("ca_file, client_cert, client_key")
 }

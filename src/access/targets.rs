@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::audit::Actor;
 use crate::catalog::Base;
-use crate::config::StaticCredential;
+use crate::config::{StaticCredential, Transport};
 use crate::ids::{OrgId, TargetId};
 use crate::store::{self, TargetKind, TargetRow};
 
@@ -23,6 +23,8 @@ pub struct NewTarget {
     pub credential: StaticCredential,
     /// Patterns; empty: `/**`.
     pub fence: Vec<String>,
+    /// How it is spoken to.
+    pub transport: Transport,
 }
 
 /// Changes to a static target; `None` leaves a field.
@@ -36,6 +38,10 @@ pub struct TargetChange {
     pub credential: Option<StaticCredential>,
     /// New fence.
     pub fence: Option<Vec<String>>,
+    /// Whether HTTP/2 is not offered.
+    pub http1_only: Option<bool>,
+    /// Whether WebSocket handshakes are forwarded.
+    pub websocket: Option<bool>,
 }
 
 fn checked_base(url: &str) -> Result<String, AccessError> {
@@ -77,6 +83,7 @@ impl Access {
                 credential_kind: credential::kind(&new.credential).to_owned(),
                 credential: credential::seal(&self.vault, &id.to_string(), &new.credential)?,
                 fence: checked_fence(&new.fence)?,
+                transport: new.transport,
             },
             created_at: now,
             updated_at: now,
@@ -111,7 +118,7 @@ impl Access {
     ) -> Result<TargetRow, AccessError> {
         let mut target = self.static_target(org, slug).await?;
         let id = target.id.to_string();
-        let TargetKind::Static { base_url, credential_kind, credential, fence } = &mut target.kind else {
+        let TargetKind::Static { base_url, credential_kind, credential, fence, transport } = &mut target.kind else {
             return Err(AccessError::ManagedTarget);
         };
         let mut changed = Vec::new();
@@ -133,6 +140,14 @@ impl Access {
         if let Some(new) = change.fence {
             *fence = checked_fence(&new)?;
             changed.push("fence");
+        }
+        if let Some(http1_only) = change.http1_only {
+            transport.http1_only = http1_only;
+            changed.push("http1_only");
+        }
+        if let Some(websocket) = change.websocket {
+            transport.websocket = websocket;
+            changed.push("websocket");
         }
         if let Some(name) = change.name {
             target.name = checked_name(&name)?;

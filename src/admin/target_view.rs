@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::catalog::Provider;
 use crate::clock::Timestamp;
-use crate::config::StaticCredential;
+use crate::config::{StaticCredential, Transport};
 use crate::ids::{AccountId, OrgId};
 use crate::store::{Captures, TargetKind, TargetRow};
 
@@ -31,6 +31,10 @@ pub(super) struct TargetView {
     credential: CredentialView,
     /// What may be reached at all: `GET /me/**`.
     fence: Vec<String>,
+    /// HTTP/2 is not offered to it.
+    http1_only: bool,
+    /// WebSocket handshakes are forwarded.
+    websocket: bool,
     /// Managed: its account.
     #[serde(skip_serializing_if = "Option::is_none")]
     account_id: Option<AccountId>,
@@ -44,6 +48,13 @@ pub(super) struct TargetView {
     created_at: Timestamp,
     /// Last change.
     updated_at: Timestamp,
+}
+
+impl TargetView {
+    fn transport(&mut self, transport: Transport) {
+        self.http1_only = transport.http1_only;
+        self.websocket = transport.websocket;
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
@@ -86,6 +97,8 @@ impl<'a> Shown<'a> {
             base_url: String::new(),
             credential: CredentialView { kind: String::new() },
             fence: Vec::new(),
+            http1_only: false,
+            websocket: false,
             account_id: None,
             provider: None,
             capability: None,
@@ -93,7 +106,8 @@ impl<'a> Shown<'a> {
             updated_at: row.updated_at,
         };
         match row.kind {
-            TargetKind::Static { base_url, credential_kind, fence, .. } => {
+            TargetKind::Static { base_url, credential_kind, fence, transport, .. } => {
+                view.transport(transport);
                 view.base_url = base_url;
                 view.credential.kind = credential_kind;
                 view.fence = fence;
@@ -105,6 +119,7 @@ impl<'a> Shown<'a> {
                     view.base_url.clone_from(&target.base_url);
                     view.credential.kind = kind_of(&target.credential).to_owned();
                     view.fence.clone_from(&target.fence);
+                    view.transport(target.transport);
                 }
             }
             TargetKind::Managed { account, provider, capability } => {
@@ -115,6 +130,7 @@ impl<'a> Shown<'a> {
                 if let Some((provider, known)) = known.and_then(|p| Some((p, p.capabilities.get(&capability)?))) {
                     view.base_url = self.filled(provider, &known.base_url, account).await?;
                     view.fence.clone_from(&known.fence_text);
+                    view.transport(known.transport);
                 }
                 view.account_id = Some(account);
                 view.provider = Some(provider);

@@ -11,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::access::{NewTarget, TargetChange};
-use crate::config::StaticCredential;
+use crate::config::{StaticCredential, Transport};
 use crate::secret::Secret;
 
 use super::AdminState;
@@ -46,6 +46,12 @@ struct NewTargetBody {
     /// Patterns `[METHOD ]/path`; default `/**`.
     #[serde(default)]
     fence: Vec<String>,
+    /// HTTP/2 is not offered to it.
+    #[serde(default)]
+    http1_only: bool,
+    /// WebSocket handshakes are forwarded.
+    #[serde(default)]
+    websocket: bool,
 }
 
 /// Changes to a static target; what is absent stays.
@@ -61,6 +67,10 @@ struct TargetChangeBody {
     credential: Option<CredentialBody>,
     /// Patterns `[METHOD ]/path`.
     fence: Option<Vec<String>>,
+    /// HTTP/2 is not offered to it.
+    http1_only: Option<bool>,
+    /// WebSocket handshakes are forwarded.
+    websocket: Option<bool>,
 }
 
 /// A credential on its way in.
@@ -161,6 +171,7 @@ async fn create_target(
         base_url: body.base_url,
         credential: body.credential.into(),
         fence: body.fence,
+        transport: Transport { http1_only: body.http1_only, websocket: body.websocket },
     };
     let row = state.access.create_target(scope.org, new, &scope.actor()).await?;
     Ok((StatusCode::CREATED, Json(Shown::new(&state, scope.org).show(row).await?)))
@@ -210,6 +221,8 @@ async fn update_target(
         base_url: body.base_url,
         credential: body.credential.map(StaticCredential::from),
         fence: body.fence,
+        http1_only: body.http1_only,
+        websocket: body.websocket,
     };
     let row = state.access.update_target(scope.org, &slug, change, &scope.actor()).await?;
     Ok(Json(Shown::new(&state, scope.org).show(row).await?))

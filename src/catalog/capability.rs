@@ -2,6 +2,8 @@
 
 use http::Method;
 
+use crate::config::Transport;
+
 use super::check::scopes;
 use super::keys::Keys;
 use super::names::Names;
@@ -25,6 +27,10 @@ pub(super) fn capability(id: &str, mut keys: Keys<'_>, names: &Names<'_>) -> Cap
     }
     let read_text = keys.texts("read").unwrap_or_else(|| vec!["GET /**".into(), "HEAD /**".into()]);
     let read = patterns(&keys, "read", &read_text);
+    let transport = Transport {
+        http1_only: keys.flag("http1_only").unwrap_or(false),
+        websocket: keys.flag("websocket").unwrap_or(false),
+    };
     let ask = keys.texts("ask").unwrap_or_default();
     patterns(&keys, "ask", &ask);
     let hint = keys.text("hint");
@@ -54,6 +60,7 @@ pub(super) fn capability(id: &str, mut keys: Keys<'_>, names: &Names<'_>) -> Cap
         fence_text,
         read,
         read_text,
+        transport,
         ask,
         hint,
         examples,

@@ -1,6 +1,6 @@
 //! An agent's request, read once: which target, which path, which key. After this nothing looks at raw bytes again.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::ops::Range;
 
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE};
@@ -81,7 +81,12 @@ pub(super) struct Call {
 
 impl Call {
     /// Reads a request and refuses what is malformed.
-    pub(super) fn parse(request: Request<Incoming>, place: Place, limits: &Limits) -> Result<Self, Refusal> {
+    pub(super) fn parse(
+        request: Request<Incoming>,
+        place: Place,
+        peer: Peer,
+        limits: &Limits,
+    ) -> Result<Self, Refusal> {
         let (parts, body) = request.into_parts();
         check_url(&parts.uri)?;
         check_headers(&parts.headers)?;
@@ -94,7 +99,7 @@ impl Call {
         if let Some(key) = &key {
             key::only_where_it_belongs(key.expose(), &parts.uri, &parts.headers)?;
         }
-        let from = address(&parts.extensions);
+        let from = peer.0.ip();
         let line = Line::new(parts.method, parts.uri, place);
         Ok(Self { line, headers: parts.headers, body, key, from })
     }
@@ -120,15 +125,16 @@ impl Call {
     }
 }
 
-/// The peer's address; without one (which `serve` never lets happen) none that an address rule would allow.
-pub(super) fn address(extensions: &http::Extensions) -> IpAddr {
-    extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip())
-}
-
-fn check_url(uri: &Uri) -> Result<(), Refusal> {
+/// Only a path may be asked for: what else a request line can name is another proxy's business (RFC 9112 §3.2.2).
+pub(super) fn check_form(uri: &Uri) -> Result<(), Refusal> {
     if uri.scheme().is_some() || uri.authority().is_some() {
         return Err(Refusal::BadRequest("The request names a whole URL; send its path only."));
     }
+    Ok(())
+}
+
+fn check_url(uri: &Uri) -> Result<(), Refusal> {
+    check_form(uri)?;
     if uri.path_and_query().is_some_and(|line| line.as_str().len() > URI_BYTES) {
         return Err(Refusal::UriTooLong);
     }

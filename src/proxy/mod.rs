@@ -11,13 +11,15 @@ mod headers;
 mod key;
 mod outbound;
 mod path;
+mod pool;
 mod refusal;
+mod running;
 mod upload;
 mod upstream;
 #[cfg(test)]
 mod wire_tests;
 
-pub use body::ReplyBody;
+pub use body::{ReplyBody, ReplyError};
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,13 +34,13 @@ use self::call::{Call, Place};
 use self::outbound::{Again, Outbound};
 use self::refusal::{REQUEST_ID, Refusal};
 use self::upstream::{Reply, Upstreams};
-use crate::access::{Access, Agent, Credential, Grant, Target, Verdict};
+use crate::access::{Access, Caller, Credential, Grant, Target, Verdict};
 use crate::accounts::{Accounts, Bearer, TokenError};
 use crate::audit::{self, Audit, Receipt};
 use crate::clock::Clock;
 use crate::config::{Limits, Timeouts};
 use crate::ids::RequestId;
-use crate::net::Guard;
+use crate::net::{ClientTls, Guard, Line};
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -57,8 +59,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Where connections may go.
     pub guard: Arc<Guard>,
-    /// TLS to upstreams; HTTP/1.1 by ALPN.
-    pub tls: Arc<rustls::ClientConfig>,
+    /// TLS to upstreams that have none of their own.
+    pub tls: ClientTls,
     /// Wall time.
     pub clock: Clock,
     /// `[proxy.limits]`.
@@ -85,19 +87,24 @@ impl Gateway {
     /// A gateway with no connections yet.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Self {
-        let (guard, tls) = (Arc::clone(&shared.guard), Arc::clone(&shared.tls));
-        let upstreams = Upstreams::new(guard, tls, &shared.limits, &shared.timeouts);
+        let (guard, tls) = (Arc::clone(&shared.guard), shared.tls.clone());
+        let (access, clock) = (Arc::clone(&shared.access), shared.clock.clone());
+        let upheld = move |grant: &Grant| access.snapshot().is_ok_and(|policy| policy.upholds(grant, clock.now()));
+        let upstreams = Upstreams::new(guard, tls, Box::new(upheld), &shared.limits, &shared.timeouts);
         Self { shared, upstreams }
     }
 
     /// Answers one request. Every answer carries `Keyward-Request-Id`; Keyward's own refusals carry `Keyward-Error`.
-    pub async fn serve(&self, request: Request<Incoming>) -> Response<ReplyBody> {
+    pub async fn serve(&self, request: Request<Incoming>, line: Line) -> Response<ReplyBody> {
         let path = request.uri().path();
         if let Some(place) = Place::of(path) {
-            return self.proxied(request, place).await;
+            return self.proxied(request, place, line).await;
+        }
+        if let Err(refusal) = refuse_method(request.method()).and_then(|()| call::check_form(request.uri())) {
+            return self.refuse(&refusal, None);
         }
         match path {
-            "/bootstrap" | "/verify" => self.told(request).await,
+            "/bootstrap" | "/verify" => self.told(request, &line).await,
             "/healthz" => plain(StatusCode::OK, "ok"),
             "/readyz" if self.is_ready() => plain(StatusCode::OK, "ready"),
             "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
@@ -109,21 +116,27 @@ impl Gateway {
         self.shared.ready.load(Ordering::Acquire) && !self.shared.shutdown.is_stopping()
     }
 
-    async fn proxied(&self, request: Request<Incoming>, place: Place) -> Response<ReplyBody> {
+    async fn proxied(&self, request: Request<Incoming>, place: Place, line: Line) -> Response<ReplyBody> {
         let Ok(mut receipt) = self.shared.audit.open(request.method()).await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
-        match self.forward(request, place, &mut receipt).await {
+        match self.forward(request, place, line, &mut receipt).await {
             Ok(reply) => answer(reply, receipt),
             Err(refusal) => self.refuse(&refusal, Some(receipt)),
         }
     }
 
     /// The way of a request, in the order in which things are decided. Each step takes what the one before made.
-    async fn forward(&self, request: Request<Incoming>, place: Place, receipt: &mut Receipt) -> Result<Reply, Refusal> {
+    async fn forward(
+        &self,
+        request: Request<Incoming>,
+        place: Place,
+        line: Line,
+        receipt: &mut Receipt,
+    ) -> Result<Reply, Refusal> {
         note(receipt, &request, &place);
         refuse_method(request.method())?;
-        let call = Call::parse(request, place, &self.shared.limits)?;
+        let call = Call::parse(request, place, line.peer(), &self.shared.limits)?;
         let grant = self.decide(&call, receipt)?;
         let (line, headers, incoming) = call.into_parts();
         let body = self.upstreams.take_body(incoming, self.shared.limits.request_body).await?;
@@ -185,7 +198,7 @@ impl Gateway {
     }
 
     /// The agent behind the key of a request that is not to a target.
-    fn identify(&self, headers: &HeaderMap, from: IpAddr, receipt: &mut Receipt) -> Result<Arc<Agent>, Refusal> {
+    fn identify(&self, headers: &HeaderMap, from: IpAddr, receipt: &mut Receipt) -> Result<Caller, Refusal> {
         let key = key::presented(headers)?;
         let presented = key.as_ref().map_or(&[][..], key::Key::expose);
         let agent = self.shared.access.snapshot()?.identify(presented, from, self.shared.clock.now())?;

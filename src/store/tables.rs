@@ -114,6 +114,7 @@ pub(super) const TABLES: &[Table] = &[
             ("credential_kind", Text),
             ("credential", Sealed),
             ("fence", Text),
+            ("transport", Text),
             ("created_at", Bigint),
             ("updated_at", Bigint),
         ],

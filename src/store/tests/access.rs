@@ -1,5 +1,6 @@
 //! Keys, grants, targets, and the policy made of them.
 
+use crate::config::Transport;
 use super::fixture::*;
 use crate::ids::TargetId;
 use crate::store::*;
@@ -132,6 +133,7 @@ async fn a_static_target_lives_under_a_slug_of_its_own() {
             credential_kind: "none".into(),
             credential: None,
             fence: vec!["/a".into(), "/b/**".into()],
+            transport: Transport { http1_only: true, websocket: true },
         };
         crm.updated_at = at(50);
         f.store.update_target(&crm, &note()).await.unwrap();
@@ -140,7 +142,10 @@ async fn a_static_target_lives_under_a_slug_of_its_own() {
             (read.id, read.name.as_str(), read.created_at, read.updated_at),
             (crm.id, "Customers", at(1), at(50))
         );
-        let TargetKind::Static { base_url, credential_kind, credential, fence } = read.kind else { panic!("static") };
+        let TargetKind::Static { base_url, credential_kind, credential, fence, transport } = read.kind else {
+            panic!("static")
+        };
+        assert!(transport.http1_only && transport.websocket);
         assert_eq!((base_url.as_str(), credential_kind.as_str()), ("https://crm.example.com", "none"));
         assert!(credential.is_none());
         assert_eq!(fence, ["/a", "/b/**"]);
