@@ -7,6 +7,8 @@
 mod body;
 mod bootstrap;
 mod call;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod headers;
 mod key;
 mod outbound;
