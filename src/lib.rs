@@ -49,6 +49,8 @@ pub mod catalog;
 pub mod clock;
 pub mod config;
 pub mod dashboard;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod ids;
 pub mod net;
 pub mod oauth;

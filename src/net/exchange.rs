@@ -78,8 +78,8 @@ where
 
     fn call(&self, mut request: Request<Incoming>) -> Serving<F> {
         let end = Some(Over { watch: Rc::clone(&self.watch), answered: false });
-        if let Some(words) = self.watch.busy(!request.body().is_end_stream()) {
-            return Serving { work: Work::Refused { fault: (StatusCode::BAD_REQUEST, "bad_request", words) }, end };
+        if let Some(fault) = self.watch.busy(!request.body().is_end_stream()) {
+            return Serving { work: Work::Refused { fault }, end };
         }
         if self.watch.is_multiplexed()
             && let Err(fault) = multiplex::normalize(&mut request, self.house.head_bytes, self.house.headers)

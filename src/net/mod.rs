@@ -4,6 +4,8 @@ mod client;
 mod connection;
 mod exchange;
 mod framing;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod guard;
 mod handshake;
 mod identity;

@@ -15,6 +15,7 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper_util::rt::TokioTimer;
 
+use super::framing;
 use super::serve::ServeLimits;
 
 /// Streams at once on one connection.
@@ -66,6 +67,8 @@ const fn bad(words: &'static str) -> Fault {
     (StatusCode::BAD_REQUEST, "bad_request", words)
 }
 
+const ONE_HOST: Fault = bad("The request must have exactly one Host.");
+
 /// Brings a request into the form of HTTP/1.1: a path alone, and `Host` with what `:authority` says (RFC 9113 §8.3.1).
 pub(super) fn normalize<B>(request: &mut Request<B>, head_bytes: usize, lines: usize) -> Result<(), Fault> {
     let large = (
@@ -83,8 +86,8 @@ pub(super) fn normalize<B>(request: &mut Request<B>, head_bytes: usize, lines: u
     let authority = request.uri().authority().cloned();
     if let Some(authority) = authority {
         let authority = authority.as_str();
-        if memchr::memchr(b'@', authority.as_bytes()).is_some() {
-            return Err(bad("The request's :authority has a user in it."));
+        if !framing::is_host(authority.as_bytes()) {
+            return Err(bad("The request's :authority is not a host name with or without a port."));
         }
         let mut hosts = request.headers().get_all(HOST).iter();
         match (hosts.next(), hosts.next()) {
@@ -95,7 +98,13 @@ pub(super) fn normalize<B>(request: &mut Request<B>, head_bytes: usize, lines: u
             }
             (Some(host), None) if host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => {}
             (Some(_), None) => return Err(bad("The request's Host differs from its :authority.")),
-            (Some(_), Some(_)) => return Err(bad("The request must have exactly one Host.")),
+            (Some(_), Some(_)) => return Err(ONE_HOST),
+        }
+    } else {
+        let mut hosts = request.headers().get_all(HOST).iter();
+        let host = hosts.next().filter(|_| hosts.next().is_none());
+        if !host.is_some_and(|host| framing::is_host(host.as_bytes())) {
+            return Err(ONE_HOST);
         }
     }
     let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -130,6 +139,9 @@ mod tests {
             ("http://a.example/x?y=1", &[("host", "b.example")], false),
             ("http://a.example/x?y=1", &[("host", "a.example"), ("host", "a.example")], false),
             ("http://u@a.example/x?y=1", &[], false),
+            ("/x?y=1", &[], false),
+            ("/x?y=1", &[("host", "a b")], false),
+            ("/x?y=1", &[("host", "a.example"), ("host", "a.example")], false),
         ] {
             let mut request = request(uri, lines);
             let result = normalize(&mut request, 8192, 20);

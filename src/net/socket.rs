@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::exchange::Tunnel;
 use super::framing::Framing;
+use super::multiplex::Fault;
 use super::ticker::{Deadline, Ticks};
 use super::words::unreadable;
 
@@ -146,16 +147,18 @@ impl Watch {
     }
 
     /// A head is whole. Answers what is wrong with it.
-    pub(super) fn busy(&self, has_body: bool) -> Option<&'static str> {
+    pub(super) fn busy(&self, has_body: bool) -> Option<Fault> {
         if let Some(streams) = self.streams.get() {
             self.opened(streams);
             return None;
         }
         self.phase.set(Phase::Busy);
-        self.had_body.set(has_body);
         self.owed.set(true);
         self.deadline.disarm();
-        self.framing.take().fault()
+        let fault = self.framing.borrow_mut().take();
+        // What is behind a head that is refused is not read.
+        self.had_body.set(has_body || fault.is_some());
+        fault
     }
 
     /// An exchange is over: its answer has been handed over, or (over HTTP/2) given up before there was one.
@@ -172,17 +175,16 @@ impl Watch {
         self.phase.get() == Phase::Head && !self.stalled.get()
     }
 
-    fn read(&self, bytes: &[u8]) {
+    /// Notes what was read; answers how much of it may be believed.
+    fn read(&self, bytes: &[u8]) -> usize {
         if self.is_multiplexed() {
-            return;
+            return bytes.len();
         }
         if self.phase.get() == Phase::Idle {
             self.phase.set(Phase::Head);
             self.deadline.arm(self.spans.head);
         }
-        if self.phase.get() == Phase::Head {
-            self.framing.borrow_mut().feed(bytes);
-        }
+        self.framing.borrow_mut().feed(bytes)
     }
 
     fn wrote(&self, taken: bool) {
@@ -284,6 +286,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Socket<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.watch.framing.borrow().is_broken() {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
         let before = buf.filled().len();
         if this.ahead.is_empty() {
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
@@ -297,7 +302,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<T> {
         }
         let read = &buf.filled()[before..];
         if !read.is_empty() {
-            this.watch.read(read);
+            let fine = this.watch.read(read);
+            if fine == 0 {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+            buf.set_filled(before + fine);
         }
         Poll::Ready(Ok(()))
     }

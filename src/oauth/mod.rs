@@ -4,6 +4,8 @@
 
 mod answer;
 mod authorize;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod identity;
 mod refusal;
 mod strict;

@@ -9,7 +9,7 @@ use hyper::body::{Body, Incoming};
 
 use super::key::{self, Key};
 use super::websocket::Handshake;
-use super::{Refusal, path};
+use super::{Refusal, headers, path};
 use crate::config::Limits;
 use crate::net::Peer;
 
@@ -131,8 +131,8 @@ impl Call {
 
 /// Only a path may be asked for: what else a request line can name is another proxy's business (RFC 9112 §3.2.2).
 pub(super) fn check_form(uri: &Uri) -> Result<(), Refusal> {
-    if uri.scheme().is_some() || uri.authority().is_some() {
-        return Err(Refusal::BadRequest("The request names a whole URL; send its path only."));
+    if uri.scheme().is_some() || uri.authority().is_some() || !uri.path().starts_with('/') {
+        return Err(Refusal::BadRequest("The request names something other than a path."));
     }
     Ok(())
 }
@@ -141,6 +141,11 @@ fn check_url(uri: &Uri) -> Result<(), Refusal> {
     check_form(uri)?;
     if uri.path_and_query().is_some_and(|line| line.as_str().len() > URI_BYTES) {
         return Err(Refusal::UriTooLong);
+    }
+    // The path has more said about it; a query that is not plain ASCII reads differently to different servers too.
+    let odd = |query: &str| query.bytes().any(|byte| byte == b'\\' || !(0x21..=0x7e).contains(&byte));
+    if uri.query().is_some_and(odd) {
+        return Err(Refusal::BadRequest("The query has a backslash or a byte that must be percent-encoded."));
     }
     path::check(&uri.path()[PREFIX.len() - 1..])
 }
@@ -166,7 +171,7 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Refusal> {
     if headers.get_all(EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Refusal::ExpectationFailed);
     }
-    Ok(())
+    headers::check_request(headers)
 }
 
 #[cfg(test)]
@@ -199,6 +204,8 @@ mod tests {
         type Expected = fn(&Refusal) -> bool;
         let table: &[(&str, Option<Expected>)] = &[
             ("/proxy/crm/a?b=../c", None),
+            ("/proxy/crm/a?b=\\c", Some(|refusal| matches!(refusal, Refusal::BadRequest(_)))),
+            ("/proxy/crm/a?b=\u{fc}", Some(|refusal| matches!(refusal, Refusal::BadRequest(_)))),
             ("http://example.com/proxy/crm/a", Some(|refusal| matches!(refusal, Refusal::BadRequest(_)))),
             (&long, Some(|refusal| *refusal == Refusal::UriTooLong)),
             ("/proxy/crm/../other/a", Some(|refusal| matches!(refusal, Refusal::BadPath(_)))),
@@ -227,6 +234,8 @@ mod tests {
             (&[("host", "a"), ("transfer-encoding", "gzip, chunked")], 501),
             (&[("host", "a"), ("transfer-encoding", "gzip"), ("transfer-encoding", "chunked")], 501),
             (&[("host", "a"), ("expect", "miracles")], 417),
+            (&[("host", "a"), ("content_length", "1")], 400),
+            (&[("host", "a"), ("connection", "content-length")], 400),
         ];
         for (lines, expected) in table {
             let mut headers = HeaderMap::new();

@@ -1,11 +1,132 @@
 //! What is taken off a request before it goes out, and off an answer before it goes back. One pass over the names, in
 //! place; the credential goes in afterwards, so that nothing here can touch it.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, LOCATION, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, LOCATION, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use hyper::ext::ReasonPhrase;
 
-use super::path;
-use crate::catalog::Base;
+use super::{Refusal, path};
+use crate::catalog::{Base, Injection};
+
+/// A page of an upstream must not act on the origin that all upstreams share here.
+const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox; default-src 'none'; frame-ancestors 'none'");
+const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+/// Shorter secrets are not looked for in answers: they stand there by chance.
+const LEAST_SECRET: usize = 8;
+
+/// Checks what is no oddity but an attempt: a name that some servers read as one that frames the message or opens a door,
+/// and a `Connection` that names what a message can't do without.
+///
+/// # Errors
+/// [`Refusal::BadRequest`].
+pub(super) fn check_request(headers: &HeaderMap) -> Result<(), Refusal> {
+    let twin = |name: &HeaderName| {
+        let name = name.as_str();
+        memchr::memchr(b'_', name.as_bytes()).is_some() && essential(dashed(name).trim_matches('-'))
+    };
+    if headers.keys().any(twin) {
+        return Err(Refusal::BadRequest("A header's name differs only by underscores from one that must be plain."));
+    }
+    if nominated(headers).any(|token| essential(&String::from_utf8_lossy(token).to_ascii_lowercase())) {
+        return Err(Refusal::BadRequest("Connection names a header that is not the connection's."));
+    }
+    Ok(())
+}
+
+/// Frames the message, says where it goes, or holds a credential.
+fn essential(name: &str) -> bool {
+    matches!(
+        name,
+        "host"
+            | "transfer-encoding"
+            | "connection"
+            | "expect"
+            | "authorization"
+            | "x-authorization"
+            | "x-api-key"
+            | "api-key"
+    ) || name.starts_with("content-")
+        || name.starts_with("keyward-")
+}
+
+/// Whether an answer's framing can be read in one way only (RFC 9112 §6.3). The parser takes the last coding and forgets
+/// a length beside it; whoever sent both may mean the other (RFC 9112 §11.2).
+pub(super) fn is_sound(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    if lengths.next().is_some() || length.is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit)) {
+        return false;
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else { return true };
+    length.is_none() && codings.next().is_none() && coding.as_bytes().eq_ignore_ascii_case(b"chunked")
+}
+
+/// Puts the credential out of sight where an upstream repeats it in a header: `*` for each of its bytes. Answers whether the
+/// reason phrase has it too.
+pub(super) fn mask(headers: &mut HeaderMap, reason: Option<&ReasonPhrase>, injection: &Injection) -> bool {
+    let mut held = false;
+    for_each_secret(injection, |secret| {
+        held |= reason.is_some_and(|reason| memchr::memmem::find(reason.as_bytes(), secret).is_some());
+        for value in headers.values_mut().filter(|value| value.len() >= secret.len()) {
+            let Some(first) = memchr::memmem::find(value.as_bytes(), secret) else { continue };
+            let mut bytes = value.as_bytes().to_vec();
+            let mut next = Some(first);
+            while let Some(at) = next {
+                bytes[at..at + secret.len()].fill(b'*');
+                next = memchr::memmem::find(&bytes, secret);
+            }
+            *value = HeaderValue::from_bytes(&bytes).unwrap_or(HeaderValue::from_static("*"));
+        }
+    });
+    held
+}
+
+/// The credential as it is sent, without its scheme, and as it reads decoded.
+fn for_each_secret(injection: &Injection, mut see: impl FnMut(&[u8])) {
+    let mut see = |secret: &[u8]| {
+        if secret.len() >= LEAST_SECRET {
+            see(secret);
+        }
+    };
+    let headers = match injection {
+        Injection::Headers(headers) => headers,
+        Injection::Query { pair, headers, .. } => {
+            let value = pair.split_once('=').map_or(&**pair, |(_, value)| value).as_bytes();
+            see(value);
+            let decoded = path::lenient(value, true);
+            if decoded != value {
+                see(&decoded);
+            }
+            headers
+        }
+    };
+    for (_, value) in headers.iter().filter(|(_, value)| value.is_sensitive()) {
+        let value = value.as_bytes();
+        let space = memchr::memchr(b' ', value);
+        let secret = space.map_or(value, |at| &value[at + 1..]);
+        see(secret);
+        if space.is_some_and(|at| value[..at].eq_ignore_ascii_case(b"basic"))
+            && let Ok(pair) = STANDARD.decode(secret)
+            && let Some(colon) = memchr::memchr(b':', &pair)
+        {
+            see(&pair[colon + 1..]);
+        }
+    }
+}
+
+/// Adds what keeps a browser from running an answer as a page of ours. Beside a policy of the upstream's own: both hold
+/// then, and the stricter wins (CSP3 §4.2). Not where there is nothing to show: a 304 would change what is kept already.
+pub(super) fn guard(headers: &mut HeaderMap, status: StatusCode) {
+    if !matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::NOT_MODIFIED) {
+        headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+        headers.append(CONTENT_SECURITY_POLICY, SANDBOX);
+    }
+}
 
 /// Takes off everything that is not the agent's to say to an upstream.
 pub(super) fn clean_request(headers: &mut HeaderMap) {
@@ -16,7 +137,7 @@ pub(super) fn clean_request(headers: &mut HeaderMap) {
         // `x_api_key` is `X-Api-Key` to servers that turn names into variables (CGI and its heirs).
         let off = if memchr::memchr(b'_', text.as_bytes()).is_some() {
             let twin = dashed(text);
-            off_request(&twin) || matches!(twin.as_str(), "host" | "content-length")
+            off_request(&twin)
         } else {
             off_request(text)
         };
@@ -93,7 +214,10 @@ fn same_authority<'a>(rest: &'a str, base: &Base) -> Option<&'a str> {
     let ours = base.authority.to_str().ok()?;
     let same = authority.eq_ignore_ascii_case(ours)
         || authority.rsplit_once(':').is_some_and(|(host, port)| {
-            host.trim_matches(['[', ']']).eq_ignore_ascii_case(&base.host) && port.parse() == Ok(base.port)
+            let plain = port.bytes().all(|byte| byte.is_ascii_digit()) && !port.starts_with('0');
+            let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            let host = if base.host.contains(':') { bare } else { Some(host) };
+            host.is_some_and(|host| host.eq_ignore_ascii_case(&base.host)) && plain && port.parse() == Ok(base.port)
         });
     same.then_some(after)
 }
@@ -103,18 +227,17 @@ fn remove_nominated(headers: &mut HeaderMap) {
     if !headers.contains_key(CONNECTION) {
         return;
     }
-    let mut gone: Vec<HeaderName> = Vec::new();
-    for line in headers.get_all(CONNECTION) {
-        for token in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-            if token.eq_ignore_ascii_case(b"keep-alive") || token.eq_ignore_ascii_case(b"close") {
-                continue;
-            }
-            gone.extend(HeaderName::from_bytes(token));
-        }
-    }
+    let gone: Vec<_> = nominated(headers).filter_map(|token| HeaderName::from_bytes(token).ok()).collect();
     for name in gone {
         headers.remove(name);
     }
+}
+
+/// What `Connection` names, but for its two own words.
+fn nominated(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let lines = headers.get_all(CONNECTION).iter();
+    let tokens = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii));
+    tokens.filter(|token| !token.eq_ignore_ascii_case(b"keep-alive") && !token.eq_ignore_ascii_case(b"close"))
 }
 
 fn dashed(name: &str) -> String {
@@ -178,12 +301,17 @@ fn off_request(name: &str) -> bool {
 fn off_answer(name: &str) -> bool {
     match name.as_bytes().first() {
         Some(b'a') => name == "alt-svc" || name.starts_with("access-control-"),
-        Some(b's') => matches!(name, "set-cookie" | "set-cookie2" | "strict-transport-security"),
+        Some(b's') => {
+            matches!(name, "set-cookie" | "set-cookie2" | "strict-transport-security" | "service-worker-allowed")
+        }
         Some(b'c') => matches!(name, "connection" | "clear-site-data"),
+        // What a browser remembers of an origin, and tells others of it.
+        Some(b'e' | b'n' | b'r') => matches!(name, "expect-ct" | "nel" | "report-to" | "reporting-endpoints"),
         Some(b'k') => name.starts_with("keyward-") || name == "keep-alive",
         // A web server in front of us would take these as orders to serve a file of its own.
         Some(b'x') => name.starts_with("x-accel-") || name == "x-sendfile",
-        Some(b'h' | b'p' | b't' | b'u') => hop_by_hop(name),
+        Some(b'p') => hop_by_hop(name) || name.starts_with("public-key-pins"),
+        Some(b'h' | b't' | b'u') => hop_by_hop(name),
         _ => false,
     }
 }
@@ -239,9 +367,7 @@ mod tests {
             ("x_api_key", "kw_x"),
             ("api_key", "kw_x"),
             ("x-api_key", "kw_x"),
-            ("content_length", "5"),
             ("transfer_encoding", "chunked"),
-            ("host_", "kept too"),
             ("cookie", "a=b"),
             ("forwarded", "for=1.2.3.4"),
             ("x-forwarded-for", "1.2.3.4"),
@@ -265,7 +391,6 @@ mod tests {
                 "accept",
                 "consistencylevel",
                 "content-type",
-                "host_",
                 "if-none-match",
                 "prefer",
                 "traceparent",
@@ -324,6 +449,12 @@ mod tests {
             ("keyward-error", "invalid_key"),
             ("keyward-request-id", "forged"),
             ("x-accel-redirect", "/secret"),
+            ("nel", "{}"),
+            ("report-to", "{}"),
+            ("reporting-endpoints", "a=\"https://example.com\""),
+            ("expect-ct", "max-age=1"),
+            ("public-key-pins", "max-age=1"),
+            ("service-worker-allowed", "/"),
         ]);
         clean_answer(&mut map);
         assert_eq!(
@@ -333,6 +464,111 @@ mod tests {
         let mut sized = headers(&[("content-length", "12")]);
         clean_answer(&mut sized);
         assert_eq!(names(&sized), ["content-length"]);
+    }
+
+    #[test]
+    fn names_and_nominations_that_are_attempts_are_refused() {
+        for name in [
+            "content_length",
+            "Content_Type",
+            "transfer_encoding",
+            "x_api_key",
+            "x-api_key",
+            "api_key",
+            "authorization_",
+            "_authorization",
+            "x_authorization",
+            "host_",
+            "keyward_approval",
+            "connection_",
+        ] {
+            let mut map = headers(&[("accept", "*/*")]);
+            map.insert(HeaderName::try_from(name).unwrap(), HeaderValue::from_static("1"));
+            assert!(matches!(check_request(&map), Err(Refusal::BadRequest(_))), "{name}");
+        }
+        for tokens in ["Host", "close, content-length", "x,Authorization ", "content-type", "X-Api-Key", "keyward-a"] {
+            let mut map = headers(&[("connection", "keep-alive")]);
+            map.append(CONNECTION, HeaderValue::from_static(tokens));
+            assert!(matches!(check_request(&map), Err(Refusal::BadRequest(_))), "{tokens}");
+        }
+        let fine = headers(&[
+            ("connection", "keep-alive, TE, x-mine, upgrade,, not a name"),
+            ("connection", "close"),
+            ("x_custom", "1"),
+            ("x_forwarded_for", "1"),
+            ("contented_ness", "1"),
+        ]);
+        assert_eq!(check_request(&fine), Ok(()));
+    }
+
+    #[test]
+    fn answers_whose_framing_has_two_readings_are_not_sound() {
+        let table: &[(&[(&'static str, &'static str)], bool)] = &[
+            (&[], true),
+            (&[("content-length", "12")], true),
+            (&[("transfer-encoding", "Chunked")], true),
+            (&[("content-length", "12"), ("content-length", "12")], false),
+            (&[("content-length", "12, 12")], false),
+            (&[("content-length", "+12")], false),
+            (&[("content-length", "12"), ("transfer-encoding", "chunked")], false),
+            (&[("transfer-encoding", "gzip, chunked")], false),
+            (&[("transfer-encoding", "gzip")], false),
+            (&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], false),
+            (&[("transfer-encoding", "chunked"), ("transfer-encoding", "identity")], false),
+        ];
+        for (lines, sound) in table {
+            assert_eq!(is_sound(&headers(lines)), *sound, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_credential_that_comes_back_in_a_header_is_masked() {
+        let sensitive = |text: &str| {
+            let mut value = HeaderValue::from_str(text).unwrap();
+            value.set_sensitive(true);
+            value
+        };
+        let bearer = Injection::Headers(vec![
+            (HeaderName::from_static("accept"), HeaderValue::from_static("application/json")),
+            (HeaderName::from_static("authorization"), sensitive("Bearer tok-en_12345")),
+        ]);
+        let basic = Injection::Headers(vec![(
+            HeaderName::from_static("authorization"),
+            sensitive(&format!("Basic {}", STANDARD.encode("ada:pass:word1"))),
+        )]);
+        let query = Injection::Query { name: "k".into(), pair: "k=se%26cret%2B1".into(), headers: Vec::new() };
+        let short = Injection::Headers(vec![(HeaderName::from_static("x-key"), sensitive("seven77"))]);
+        for (injection, value, expected) in [
+            (&bearer, "Bearer tok-en_12345, tok-en_12345x", "Bearer ************, ************x"),
+            (&bearer, "tok-en_1234", "tok-en_1234"),
+            (&bearer, "application/json", "application/json"),
+            (&basic, "user ada pass:word1", "user ada **********"),
+            (&basic, &STANDARD.encode("ada:pass:word1"), "********************"),
+            (&query, "/x?k=se%26cret%2B1&a", "/x?k=*************&a"),
+            (&query, "se&cret+1", "*********"),
+            (&short, "seven77", "seven77"),
+        ] {
+            let mut map = HeaderMap::new();
+            map.append("x-first", HeaderValue::from_str(value).unwrap());
+            map.append("x-first", HeaderValue::from_str(value).unwrap());
+            let reason = ReasonPhrase::try_from(value.as_bytes()).unwrap();
+            assert_eq!(mask(&mut map, Some(&reason), injection), value != expected, "{value}");
+            assert!(map.get_all("x-first").iter().all(|found| found == expected), "{value}: {map:?}");
+        }
+    }
+
+    #[test]
+    fn what_browsers_must_not_do_is_said_beside_what_the_upstream_says() {
+        let mut map = headers(&[("content-security-policy", "default-src *"), ("x-content-type-options", "sniff")]);
+        guard(&mut map, StatusCode::OK);
+        assert_eq!(map.get_all("x-content-type-options").iter().collect::<Vec<_>>(), ["nosniff"]);
+        let policies: Vec<_> = map.get_all("content-security-policy").iter().collect();
+        assert_eq!(policies, ["default-src *", "sandbox; default-src 'none'; frame-ancestors 'none'"]);
+        for status in [101, 304] {
+            let mut map = HeaderMap::new();
+            guard(&mut map, StatusCode::from_u16(status).unwrap());
+            assert!(map.is_empty(), "{status}");
+        }
     }
 
     fn base(https: bool, host: &str, port: u16, authority: &'static str, path: &str) -> Base {
@@ -367,6 +603,11 @@ mod tests {
             (&local, "http://[::1]:8080/x", Some("/proxy/crm/x")),
             (&local, "/", Some("/proxy/crm/")),
             (&local, "http://[::1]:8081/x", None),
+            (&local, "http://[::1]]:8080/x", None),
+            (&local, "http://::1:8080/x", None),
+            (&api, "https://[api.example.com]:443/v2/a", None),
+            (&api, "https://api.example.com:0443/v2/a", None),
+            (&api, "https://api.example.com:+443/v2/a", None),
         ];
         for (base, location, expected) in table {
             let mut map = HeaderMap::new();

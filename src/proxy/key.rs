@@ -39,7 +39,8 @@ impl Key {
 /// The key that a request presents, if it presents one.
 ///
 /// # Errors
-/// [`Refusal::AmbiguousKey`] when it presents two different ones.
+/// [`Refusal::AmbiguousKey`] when it presents two different ones, [`Refusal::BadRequest`] for the same header twice: what
+/// stands in front of us may have looked at the other one.
 pub(super) fn presented(headers: &HeaderMap) -> Result<Option<Key>, Refusal> {
     let mut found: Option<Key> = None;
     let authorization = headers.get_all(AUTHORIZATION).iter().filter_map(from_authorization);
@@ -51,6 +52,9 @@ pub(super) fn presented(headers: &HeaderMap) -> Result<Option<Key>, Refusal> {
             Some(_) => {}
             None => found = Some(key),
         }
+    }
+    if [AUTHORIZATION, X_API_KEY, API_KEY].iter().any(|name| headers.get_all(name).iter().nth(1).is_some()) {
+        return Err(Refusal::BadRequest("A header for the key is there more than once."));
     }
     Ok(found)
 }
@@ -186,12 +190,15 @@ mod tests {
     }
 
     #[test]
-    fn two_keys_are_one_too_many_unless_they_are_the_same() {
+    fn two_keys_are_one_too_many_unless_they_are_the_same_in_other_places() {
         let bearer = |key: &str| ("authorization", format!("Bearer {key}"));
         for (lines, fine) in [
             (vec![bearer(KEY), ("x-api-key", KEY.to_owned())], true),
-            (vec![bearer(KEY), bearer(KEY)], true),
-            (vec![bearer(KEY), ("authorization", basic(&format!("a:{KEY}")))], true),
+            (vec![bearer(KEY), ("api-key", KEY.to_owned()), ("x-api-key", KEY.to_owned())], true),
+            (vec![bearer(KEY), bearer(KEY)], false),
+            (vec![bearer(KEY), ("authorization", "Digest a".to_owned())], false),
+            (vec![("x-api-key", KEY.to_owned()), ("x-api-key", KEY.to_owned())], false),
+            (vec![bearer(KEY), ("authorization", basic(&format!("a:{KEY}")))], false),
             (vec![bearer(KEY), ("x-api-key", OTHER.to_owned())], false),
             (vec![bearer(KEY), bearer(OTHER)], false),
             (vec![("api-key", OTHER.to_owned()), ("x-api-key", KEY.to_owned())], false),

@@ -7,6 +7,8 @@
 mod body;
 mod bootstrap;
 mod call;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod headers;
 mod key;
 mod outbound;
@@ -146,7 +148,8 @@ impl Gateway {
         let bearer = self.shared.accounts.token(&grant).await?;
         let (outbound, again) = Outbound::build(line, headers, body, &grant, &bearer)?;
         receipt.intend().await?;
-        let reply = self.upstreams.send(outbound).await?;
+        let mut reply = self.upstreams.send(outbound).await?;
+        reply.mask(&bearer);
         if reply.response.status() == StatusCode::UNAUTHORIZED && bearer.generation() != 0 {
             return self.doubted(reply, grant, &bearer, again).await;
         }
@@ -196,7 +199,10 @@ impl Gateway {
         match accounts.doubt(&grant, generation).await {
             Ok(Some(newer)) => {
                 drop(refused);
-                self.upstreams.send(again.with(&newer)?).await
+                let mut reply = self.upstreams.send(again.with(&newer)?).await?;
+                reply.mask(&newer);
+                reply.mask(bearer);
+                Ok(reply)
             }
             Err(error @ TokenError::Disconnected { .. }) => Err(error.into()),
             Ok(None) | Err(TokenError::Unavailable { .. } | TokenError::Gone) => Ok(refused),
@@ -252,6 +258,7 @@ fn answer(reply: Reply, mut receipt: Receipt, line: &Line) -> Response<ReplyBody
     parts.version = Version::HTTP_11;
     headers::clean_answer(&mut parts.headers);
     headers::relocate(&mut parts.headers, &target.base, &target.slug);
+    headers::guard(&mut parts.headers, parts.status);
     identified(&mut parts.headers, receipt.request_id());
     receipt.answered(parts.status, None);
     if let Some(switched) = switched {

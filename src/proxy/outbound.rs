@@ -153,7 +153,7 @@ pub(super) fn frame(fields: &mut HeaderMap, method: &Method, body: &RequestBody)
 }
 
 /// `base path + path + ?query`, in one piece.
-fn url(base: &Base, line: &Line, injection: &Injection) -> Result<Uri, Refusal> {
+pub(super) fn url(base: &Base, line: &Line, injection: &Injection) -> Result<Uri, Refusal> {
     let path = line.path();
     let query = line.query();
     let pair = match injection {

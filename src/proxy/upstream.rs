@@ -19,14 +19,16 @@ use h2::Reason;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
+use hyper::ext::ReasonPhrase;
 
-use super::Refusal;
 use super::outbound::{self, Outbound};
 use super::pool::{Connected, Dialer, Link, Pool};
 use super::running::Upheld;
 use super::upload::{RequestBody, State, Upload};
 use super::websocket::{Handshake, Switched};
+use super::{Refusal, headers};
 use crate::access::{Grant, Target};
+use crate::accounts::Bearer;
 use crate::catalog::Base;
 use crate::config::{Limits, Timeouts};
 use crate::net::{ClientTls, Deadline, Guard, Moment, Ticks};
@@ -69,6 +71,16 @@ pub(super) struct Reply {
     pub(super) target: Arc<Target>,
     /// The connection itself, when it has become a WebSocket.
     pub(super) switched: Option<Switched>,
+}
+
+impl Reply {
+    /// Takes the credential that was sent out of what comes back beside the body.
+    pub(super) fn mask(&mut self, bearer: &Bearer) {
+        let reason = self.response.extensions().get::<ReasonPhrase>().cloned();
+        if headers::mask(self.response.headers_mut(), reason.as_ref(), bearer.injection()) {
+            self.response.extensions_mut().remove::<ReasonPhrase>();
+        }
+    }
 }
 
 /// Why there is no answer.
@@ -131,6 +143,7 @@ impl Upstreams {
             (result, _) = lease.send(request, &target.base).await?;
         }
         match result {
+            Ok(response) if !headers::is_sound(response.headers()) => Err(Refusal::UpstreamInvalid),
             // We never offered to switch protocols.
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Err(Refusal::UpstreamInvalid),
             Ok(response) => {

@@ -61,10 +61,6 @@ const OFF: &[&str] = &[
     // credentials
     "X-Authorization: Bearer theirs",
     // twins: the same to servers that turn names into variables
-    "X_Api_Key: theirs",
-    "Api_Key: theirs",
-    "X-Api_Key: theirs",
-    "X_Authorization: theirs",
     "Proxy_Authorization: theirs",
     "X_Forwarded_For: 192.0.2.1",
     "X-Forwarded_For: 192.0.2.1",
@@ -72,10 +68,7 @@ const OFF: &[&str] = &[
     "X-Http_Method-Override: DELETE",
     "X_Original_Url: /admin",
     "X_Real_Ip: 192.0.2.1",
-    "Keyward_Approval: apr_1",
-    "Content_Length: 5",
-    "Transfer_Encoding: chunked",
-    "Host_: ok", // not a twin: stays, see below
+    "X_Mine: ok", // not a twin: stays, see below
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -83,7 +76,7 @@ async fn what_is_not_the_agents_to_say_does_not_go_out() {
     let (k, strict, key) = strict().await;
     for line in OFF {
         let (name, _) = line.split_once(": ").unwrap();
-        let stays = name == "Host_";
+        let stays = name == "X_Mine";
         let more = ["Accept: text/plain", line, "X-Kept: 1", "Connection: close"];
         let answer = k.ask(head(&key, "GET /proxy/raw/x", &more)).await;
         assert_eq!(answer.status, 200, "{line}: {}", answer.text());
@@ -98,7 +91,7 @@ async fn what_is_not_the_agents_to_say_does_not_go_out() {
         assert_eq!(names.len(), expected, "{line}: {names:?}");
     }
     // All of them together, and several times over.
-    let mut lines: Vec<&str> = OFF.iter().chain(OFF).copied().filter(|line| !line.starts_with("Host_")).collect();
+    let mut lines: Vec<&str> = OFF.iter().chain(OFF).copied().filter(|line| !line.starts_with("X_Mine")).collect();
     lines.truncate(90);
     lines.push("X-Kept: 1");
     let answer = k.ask(head(&key, "GET /proxy/raw/x", &lines)).await;
@@ -121,10 +114,7 @@ async fn every_connection_line_takes_off_what_it_names() {
         "X-Third: 1",
         "X-Third: again",
         "X-Fourth: 1",
-        // What makes the message what it is can't be taken off by naming it.
-        "Connection: Host, Content-Length, Content-Type, Authorization, Transfer-Encoding",
         "Content-Length: 5",
-        "Content-Type: text/plain",
         "X-Kept: 1",
         "Connection: not a name, \u{fc}, close",
     ];
@@ -133,7 +123,7 @@ async fn every_connection_line_takes_off_what_it_names() {
     assert_eq!(answer.status, 200, "{}", answer.text());
     let sent = strict.seen().pop().unwrap();
     assert_eq!((sent.fault, &sent.body[..]), (None, &b"hello"[..]));
-    for name in ["connection", "x-first", "x-second", "x-third", "x-fourth", "content-type"] {
+    for name in ["connection", "x-first", "x-second", "x-third", "x-fourth"] {
         assert!(sent.values(name).is_empty(), "{name}: {sent:?}");
     }
     assert_eq!(sent.values("content-length"), ["5"]);
@@ -437,9 +427,9 @@ async fn heads_that_two_servers_could_read_in_two_ways_are_refused() {
         ("5.0", post("Content-Length: 5.0\r\n", "hello"), vec![400], 0),
         ("a huge length", post("Content-Length: 18446744073709551621\r\n", "hello"), vec![400], 0),
         ("two codings", post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", chunks), vec![400], 0),
-        ("chunked twice", post("Transfer-Encoding: chunked, chunked\r\n", chunks), vec![501], 0),
+        ("chunked twice", post("Transfer-Encoding: chunked, chunked\r\n", chunks), vec![400], 0),
         ("gzip", post("Transfer-Encoding: gzip, chunked\r\n", chunks), vec![501], 0),
-        ("identity first", post("Transfer-Encoding: identity, chunked\r\n", chunks), vec![501], 0),
+        ("identity first", post("Transfer-Encoding: identity, chunked\r\n", chunks), vec![400], 0),
         ("chunked first", post("Transfer-Encoding: chunked, identity\r\n", chunks), vec![400], 0),
         ("identity", post("Transfer-Encoding: identity\r\n", chunks), vec![400], 0),
         ("xchunked", post("Transfer-Encoding: xchunked\r\n", chunks), vec![400], 0),
@@ -464,7 +454,7 @@ async fn heads_that_two_servers_could_read_in_two_ways_are_refused() {
             0,
         ),
         ("an authority", format!("GET keyward.test:80 HTTP/1.1\r\n{start}\r\n"), vec![400], 0),
-        ("an asterisk", format!("OPTIONS * HTTP/1.1\r\n{start}\r\n"), vec![404], 0),
+        ("an asterisk", format!("OPTIONS * HTTP/1.1\r\n{start}\r\n"), vec![400], 0),
         ("CONNECT", format!("CONNECT {} HTTP/1.1\r\n{start}\r\n", strict.upstream.address), vec![405], 0),
         ("CONNECT to the target", format!("CONNECT /proxy/raw/x HTTP/1.1\r\n{start}\r\n"), vec![405], 0),
         ("TRACE", format!("TRACE /proxy/raw/x HTTP/1.1\r\n{start}\r\n"), vec![405], 0),
@@ -487,18 +477,18 @@ async fn heads_that_two_servers_could_read_in_two_ways_are_refused() {
         ("TLS", "\x16\x03\x01\x02\0\x01\0\x01\r\n\r\n".to_owned(), vec![400], 0),
         // Odd, but one reading only.
         ("empty lines first", format!("\r\n\r\nGET /proxy/raw/x HTTP/1.1\r\n{start}\r\n"), vec![200], 1),
+        ("an offer of h2c", post("Upgrade: h2c\r\nHTTP2-Settings: AA\r\nContent-Length: 0\r\n", ""), vec![200], 1),
         (
             "line feeds alone",
             format!("GET /proxy/raw/x HTTP/1.1\nHost: a\n{auth}\nConnection: close\n\n"),
-            vec![200],
-            1,
+            vec![400],
+            0,
         ),
-        ("an offer of h2c", post("Upgrade: h2c\r\nHTTP2-Settings: AA\r\nContent-Length: 0\r\n", ""), vec![200], 1),
         (
             "a twin",
             post("Content_Length: 99\r\nTransfer_Encoding: chunked\r\nContent-Length: 5\r\n", "hello"),
-            vec![200],
-            1,
+            vec![400],
+            0,
         ),
     ];
     for (what, bytes, answers, requests) in table {
@@ -596,7 +586,7 @@ async fn pipelined_requests_are_answered_in_turn_and_a_bad_one_ends_it() {
         ("lengths", vec![get("a"), lengths.clone(), get("smuggled")], vec![200, 400], vec!["a"]),
         ("lengths after a body", vec![fine.clone(), lengths, get("smuggled")], vec![200, 400], vec!["fine"]),
         ("a coding", vec![chunked, coding, get("smuggled")], vec![200, 400], vec!["chunked"]),
-        ("two hosts", vec![get("a"), hosts, last.clone()], vec![200, 400, 200], vec!["a", "last"]),
+        ("two hosts", vec![get("a"), hosts, last.clone()], vec![200, 400], vec!["a"]),
     ];
     for (what, requests, answers, names) in table {
         let before = strict.seen().len();
@@ -609,8 +599,8 @@ async fn pipelined_requests_are_answered_in_turn_and_a_bad_one_ends_it() {
         assert!(seen.iter().all(|seen| seen.fault.is_none()), "{what}: {seen:?}");
     }
 
-    // A second head with length and chunks in the segment of the first: whichever way it is taken, the connection ends
-    // with it (RFC 9112 §6.1), and what hides behind it is never a request.
+    // A second head with length and chunks in the segment of the first: refused as it is on its own, and what hides behind
+    // it is never a request.
     for lines in
         [["Content-Length: 5", "Transfer-Encoding: chunked"], ["Transfer-Encoding: chunked", "Content-Length: 5"]]
     {
@@ -620,9 +610,9 @@ async fn pipelined_requests_are_answered_in_turn_and_a_bad_one_ends_it() {
             let mut wire = k.wire().await;
             wire.send([&first[..], &bad, &get("smuggled")].concat()).await;
             let answers = statuses(&mut wire).await;
-            assert!(answers == [200, 400] || answers == [200, 200], "{lines:?}: {answers:?}");
+            assert_eq!(answers, [200, 400], "{lines:?}");
             let seen = strict.seen().split_off(before);
-            assert_eq!(seen.len(), answers.iter().filter(|status| **status == 200).count(), "{lines:?}: {seen:?}");
+            assert_eq!(seen.len(), 1, "{lines:?}: {seen:?}");
             assert!(seen.iter().all(|seen| seen.fault.is_none() && !seen.line.contains("smuggled")), "{seen:?}");
         }
     }

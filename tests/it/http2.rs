@@ -247,16 +247,16 @@ async fn what_is_refused_is_refused_alike() {
 
 // ── Frames by hand ──────────────────────────────────────────────────────────────────────────────────────────────
 
-const HEADERS: u8 = 1;
-const RESET: u8 = 3;
-const GOAWAY: u8 = 7;
+pub const HEADERS: u8 = 1;
+pub const RESET: u8 = 3;
+pub const GOAWAY: u8 = 7;
 
 /// A peer that writes frames as it likes.
-struct Frames {
+pub struct Frames {
     tcp: TcpStream,
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     bytes.extend([kind, flags]);
     bytes.extend(stream.to_be_bytes());
@@ -265,7 +265,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Each a literal that is not indexed (RFC 7541 §6.2.2), nothing compressed.
-fn packed(lines: &[(&str, &str)]) -> Vec<u8> {
+pub fn packed(lines: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in lines {
         block.push(0);
@@ -279,24 +279,24 @@ fn packed(lines: &[(&str, &str)]) -> Vec<u8> {
 }
 
 impl Frames {
-    async fn open(address: SocketAddr) -> Self {
+    pub async fn open(address: SocketAddr) -> Self {
         let mut tcp = TcpStream::connect(address).await.unwrap();
         tcp.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
         tcp.write_all(&frame(4, 0, 0, &[])).await.unwrap();
         Self { tcp }
     }
 
-    async fn send(&mut self, bytes: &[u8]) -> bool {
+    pub async fn send(&mut self, bytes: &[u8]) -> bool {
         self.tcp.write_all(bytes).await.is_ok()
     }
 
     /// A whole request without a body.
-    async fn ask(&mut self, stream: u32, lines: &[(&str, &str)]) {
+    pub async fn ask(&mut self, stream: u32, lines: &[(&str, &str)]) {
         self.send(&frame(HEADERS, 0x5, stream, &packed(lines))).await;
     }
 
     /// The next frame of one of these kinds: kind, stream, payload. `None` at the end.
-    async fn next(&mut self, kinds: &[u8]) -> Option<(u8, u32, Vec<u8>)> {
+    pub async fn next(&mut self, kinds: &[u8]) -> Option<(u8, u32, Vec<u8>)> {
         let read = async {
             loop {
                 let mut head = [0u8; 9];

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 mod admin_api;
+mod attack;
 mod audit;
 mod bodies;
 mod browser;

@@ -255,6 +255,11 @@ impl Upstream {
         String::from_utf8_lossy(&self.seen.lock().unwrap()).into_owned()
     }
 
+    /// All that arrived, as it is.
+    pub fn raw(&self) -> Vec<u8> {
+        self.seen.lock().unwrap().clone()
+    }
+
     /// Request heads that arrived.
     pub fn requests(&self) -> usize {
         self.seen().matches(" HTTP/1.1\r\n").count()
@@ -414,7 +419,10 @@ async fn read_strictly(
     for line in lines {
         let (name, value) = line.split_once(": ").ok_or("no header line")?;
         let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        if name.is_empty() || !name.bytes().all(token) || value.bytes().any(|byte| byte < b' ' || byte == 0x7f) {
+        if name.is_empty()
+            || !name.bytes().all(token)
+            || value.bytes().any(|byte| (byte < b' ' && byte != b'\t') || byte == 0x7f)
+        {
             return Err("a bad header line");
         }
         headers.push((name.to_ascii_lowercase(), value.to_owned()));
