@@ -35,7 +35,6 @@ const LINE_FEED: Fault = bad("A line of the request's head ends with a line feed
 const FOLDED: Fault = bad("A line of the request's head begins with a space.");
 const FRAGMENT: Fault =
     bad("The request's URL has a fragment (`#`); encode it as %23 if it belongs to the path or query.");
-const BAD_URL: Fault = bad("The request's URL has a backslash or a byte that must be percent-encoded.");
 const LOST: Fault = bad("The request's head could not be followed.");
 
 /// Follows one connection.
@@ -92,7 +91,6 @@ struct Head {
     seen: usize,
     /// The last two of them.
     tail: [u8; 2],
-    odd: bool,
     fragment: bool,
     old: bool,
     host: bool,
@@ -155,7 +153,6 @@ impl Framing {
         };
         let first = self.state == State::First;
         if first {
-            self.head.odd |= part.iter().fold(false, |odd, byte| odd | !byte.is_ascii() | (*byte == b'\\'));
             self.head.fragment |= memchr::memchr(b'#', part).is_some();
         }
         let begun = self.head.seen > 0;
@@ -194,9 +191,6 @@ impl Framing {
         }
         if head.fragment {
             return self.refuse(FRAGMENT);
-        }
-        if head.odd {
-            return self.refuse(BAD_URL);
         }
         self.head.old = head.tail[0] == b'0';
         self.state = State::Lines;
@@ -426,8 +420,6 @@ mod tests {
             (post("X: a\r\n b\r\n"), Some(FOLDED)),
             (post("X: a\r\n\tb\r\n"), Some(FOLDED)),
             ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n".into(), Some(FRAGMENT)),
-            ("GET /a?b\\c HTTP/1.1\r\nHost: a\r\n\r\n".into(), Some(BAD_URL)),
-            ("GET /\u{fc} HTTP/1.1\r\nHost: a\r\n\r\n".into(), Some(BAD_URL)),
         ];
         for (head, expected) in table {
             for size in [1, 2, 3, 17, 500, head.len()] {

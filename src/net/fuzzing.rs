@@ -21,7 +21,7 @@ pub fn head(data: &[u8]) {
     let (lengths, codings, hosts) = (count("content-length"), count("transfer-encoding"), count("host"));
     assert!(lengths + codings <= 1 && hosts <= 1 && (hosts == 1 || request.version == Some(0)));
     let target = request.path.unwrap_or_default();
-    assert!(target.is_ascii() && !target.contains(['#', '\\']), "{target:?}");
+    assert!(!target.contains('#'), "{target:?}");
 }
 
 /// For each head up to the first that is refused: whether it is fine, and how many bytes had come when it was whole.

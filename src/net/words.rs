@@ -2,7 +2,7 @@
 //! handler panicked. The same shape as every other refusal; the connection closes after each.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
@@ -19,6 +19,7 @@ pub(super) fn refusal(status: StatusCode, code: &'static str, message: &str) -> 
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     headers.insert(ERROR, HeaderValue::from_static(code));
     if let Ok(id) = HeaderValue::try_from(request.to_string()) {
@@ -54,7 +55,7 @@ fn bytes(status: StatusCode, code: &'static str, message: &str) -> Vec<u8> {
     let (request, body) = body(code, message);
     format!(
         "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
-         keyward-error: {code}\r\nkeyward-request-id: {request}\r\ncontent-length: {}\r\n\r\n{body}",
+         x-content-type-options: nosniff\r\nkeyward-error: {code}\r\nkeyward-request-id: {request}\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
     .into_bytes()

@@ -223,7 +223,7 @@ impl Refusal {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(ERROR, HeaderValue::from_static(code));
         // What follows on a connection after a request that is not sound may not be read as what it was meant to be.
-        if matches!(self, Self::BadRequest(_) | Self::NotImplemented(_) | Self::MethodNotAllowed(_)) {
+        if let Self::BadRequest(_) | Self::BadPath(_) | Self::NotImplemented(_) | Self::MethodNotAllowed(_) = self {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         match self {

@@ -96,11 +96,13 @@ async fn only_our_own_names_are_answered() {
         call(address, request.body(Full::default()).unwrap())
     };
     for path in ["/api/organizations", "/healthz", "/metrics", "/login", "/nowhere", "/static/app.js"] {
-        for host in ["rebound.example.com", "127.0.0.1.example.com", "localhost@rebound.example.com", "127.0.0.2", ""] {
+        for host in ["rebound.example.com", "127.0.0.1.example.com", "127.0.0.2"] {
             let detail = refused(&ask(&[host], path).await, 421, "misdirected_request");
             assert!(detail["hint"].as_str().unwrap().contains("public_url"), "{detail}");
         }
-        refused(&ask(&[], path).await, 400, "bad_request");
+        for hosts in [&[][..], &[""], &["localhost@rebound.example.com"]] {
+            refused(&ask(hosts, path).await, 400, "bad_request");
+        }
         refused(&ask(&["localhost", "localhost"], path).await, 400, "bad_request");
         // The absolute form names a host of its own.
         refused(&ask(&["localhost"], &format!("http://rebound.example.com{path}")).await, 421, "misdirected_request");

@@ -205,7 +205,7 @@ async fn request_lines() {
     let line = |line: &[u8]| [line, format!("\r\n{HOST}{AUTH}\r\n").as_bytes()].concat();
     let to = |target: &[u8]| line(&[b"GET ", target, b" HTTP/1.1"].concat());
     let not_allowed = |name: &str, sent: Vec<u8>| refused(name, sent, 405, "method_not_allowed");
-    let bad_path = |name: &str, target: &str| declined(name, to(target.as_bytes()), 400, "bad_path");
+    let bad_path = |name: &str, target: &str| refused(name, to(target.as_bytes()), 400, "bad_path");
     let table = vec![
         bad("a whole URL", to(b"http://keyward.test/proxy/raw/x")),
         bad("a whole URL of the upstream", to(b"http://127.0.0.1/proxy/raw/x")),
@@ -239,12 +239,12 @@ async fn request_lines() {
         bad("a fragment", to(b"/proxy/raw/x#y")),
         bad("a fragment in the query", to(b"/proxy/raw/x?a=b#c")),
         bad("a fragment of nothing", to(b"/proxy/raw/x#")),
-        bad("a backslash", to(b"/proxy/raw/x\\y")),
+        bad_path("a backslash", "/proxy/raw/x\\y"),
         bad("backslashes for slashes", to(b"\\proxy\\raw\\x")),
         bad("a backslash in the query", to(b"/proxy/raw/x?a=\\b")),
-        bad("raw UTF-8 in the path", to("/proxy/raw/m\u{fc}".as_bytes())),
+        bad_path("raw UTF-8 in the path", "/proxy/raw/m\u{fc}"),
         bad("raw UTF-8 in the query", to("/proxy/raw/x?q=m\u{fc}".as_bytes())),
-        bad("a full-width slash", to("/proxy/raw/x\u{ff0f}..\u{ff0f}y".as_bytes())),
+        bad_path("a full-width slash", "/proxy/raw/x\u{ff0f}..\u{ff0f}y"),
         bad("a byte that is no text", to(b"/proxy/raw/\xff")),
         bad("a zero byte", to(b"/proxy/raw/x\0")),
         bad("a control byte", to(b"/proxy/raw/x\x01")),
@@ -529,12 +529,12 @@ async fn pipelines() {
             &[post("Content-Length: 5\r\n", "hello("), smuggled()],
             &[ok, BAD],
             false,
-            &[body.clone()],
+            std::slice::from_ref(&body),
         ),
         several(
             "a refusal between",
-            &[a(), get("/proxy/raw/../x", ""), a()],
-            &[ok, (400, "bad_path"), ok],
+            &[a(), get("/proxy/nothing/x", ""), a()],
+            &[ok, (404, "target_not_found"), ok],
             true,
             &[request("GET /a"), request("GET /a")],
         ),
@@ -548,7 +548,7 @@ async fn pipelines() {
         ("a coding twice", post("Transfer-Encoding: chunked, chunked\r\n", "0\r\n\r\n")),
         ("hosts", get("/proxy/raw/x", "Host: keyward.test\r\n")),
         ("a fragment", get("/proxy/raw/x#y", "")),
-        ("a backslash", get("/proxy/raw/x\\y", "")),
+        ("a backslash", get("/proxy/raw/x?\\y", "")),
         ("a twin", get("/proxy/raw/x", "Content_Length: 5\r\n")),
         ("a nomination", get("/proxy/raw/x", "Connection: host\r\n")),
         ("the key twice", get("/proxy/raw/x", AUTH)),
@@ -592,7 +592,6 @@ async fn segments() {
         get("/proxy/raw/x", "Host: keyward.test\r\n"),
         get("/proxy/raw/x", "X: a\n"),
         get("/proxy/raw/x#y", ""),
-        get("/proxy/raw/x\\", ""),
         post("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
         post("Content-Length: 1\r\nContent-Length: 1\r\n", "a"),
         post("Transfer-Encoding: gzip\r\n", ""),
