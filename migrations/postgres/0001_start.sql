@@ -28,6 +28,7 @@ create table keys (
     prefix text not null,
     expires_at bigint,
     allowed_ips text not null,
+    rate_limit text,
     previous_hash bytea,
     previous_until bigint,
     created_at bigint not null,

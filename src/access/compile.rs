@@ -7,18 +7,23 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::catalog::{Base, Catalog, Injection, Patterns, Provider};
-use crate::config::SystemTarget;
-use crate::ids::{AccountId, TargetId};
+use crate::clock::Clock;
+use crate::config::{RateLimit, SystemTarget};
+use crate::ids::{AccountId, KeyId, TargetId};
 use crate::store::{self, PolicyAccount, PolicyRows, PolicyTarget};
 use crate::vault::Vault;
 
 use super::credential;
+use super::limits::KeyLimit;
 use super::policy::{Agent, Candidate, Credential, Fence, Granted, Policy, Target, TargetKind};
 
 /// What stays the same over all snapshots.
 pub(super) struct Compiler {
     providers: HashMap<String, (Arc<Provider>, Fences)>,
     system: HashMap<String, System>,
+    /// Of keys without limits of their own.
+    per_key: Option<RateLimit>,
+    clock: Clock,
 }
 
 /// A provider's fences, by capability.
@@ -31,7 +36,12 @@ struct System {
 }
 
 impl Compiler {
-    pub(super) fn new(catalog: &Catalog, system: &BTreeMap<String, SystemTarget>) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        catalog: &Catalog,
+        system: &BTreeMap<String, SystemTarget>,
+        per_key: Option<RateLimit>,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
         let providers = catalog.iter().map(|provider| (provider.id.clone(), with_fences(provider))).collect();
         let system = system
             .iter()
@@ -40,10 +50,11 @@ impl Compiler {
                 Ok((slug.clone(), compiled))
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok(Self { providers, system })
+        Ok(Self { providers, system, per_key, clock })
     }
 
-    pub(super) fn compile(&self, rows: PolicyRows, vault: &Vault) -> Policy {
+    /// `before` is the view that this one takes the place of: what its limits have counted goes on counting.
+    pub(super) fn compile(&self, rows: PolicyRows, vault: &Vault, before: &Policy) -> Policy {
         let accounts: HashMap<AccountId, &PolicyAccount> = rows.accounts.iter().map(|row| (row.id, row)).collect();
         let rows_by_id: HashMap<TargetId, &PolicyTarget> = rows.targets.iter().map(|row| (row.id, row)).collect();
         let mut targets: HashMap<TargetId, Option<Arc<Target>>> = HashMap::new();
@@ -69,13 +80,17 @@ impl Compiler {
             }
         }
         let mut agents = HashMap::with_capacity(rows.keys.len());
+        let mut limits = HashMap::new();
         for key in rows.keys {
+            let limit = self.limit(key.id, key.rate_limit, before);
+            limits.extend(limit.clone().map(|limit| (key.id, limit)));
             let agent = Arc::new(Agent {
                 key: key.id,
                 organization: key.organization,
                 name: key.name.into(),
                 expires_at: key.expires_at,
                 allowed_ips: key.allowed_ips,
+                limit,
                 grants: grants.remove(&key.id).unwrap_or_default(),
             });
             if let Some((hash, until)) = key.previous {
@@ -84,7 +99,13 @@ impl Compiler {
             }
             agents.insert(key.hash, Candidate { agent, until: key.expires_at });
         }
-        Policy { revision: rows.revision, agents }
+        Policy { revision: rows.revision, agents, limits }
+    }
+
+    fn limit(&self, key: KeyId, own: Option<RateLimit>, before: &Policy) -> Option<Arc<KeyLimit>> {
+        let numbers = own.or(self.per_key)?;
+        let same = before.limits.get(&key).filter(|limit| limit.has(numbers));
+        Some(same.map_or_else(|| Arc::new(KeyLimit::new(numbers, &self.clock)), Arc::clone))
     }
 
     fn target(

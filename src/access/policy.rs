@@ -6,17 +6,22 @@ use std::sync::Arc;
 
 use http::Method;
 use ipnet::IpNet;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::catalog::{Base, Inject, Injection, Patterns, Provider};
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, KeyId, OrgId, TargetId};
 use crate::store::{Captures, GrantAccess};
 
+use super::limits::{KeyLimit, Limited};
+
 /// Everything that decides a request.
 #[derive(Default)]
 pub struct Policy {
     pub(super) revision: i64,
     pub(super) agents: HashMap<[u8; 32], Candidate>,
+    /// Of keys that have any, for the view after this one.
+    pub(super) limits: HashMap<KeyId, Arc<KeyLimit>>,
 }
 
 /// An agent behind one of its hashes: the current one, or one in its grace after a rotation.
@@ -37,6 +42,7 @@ pub struct Agent {
     pub expires_at: Option<Timestamp>,
     /// Addresses it may come from; empty: any.
     pub allowed_ips: Vec<IpNet>,
+    pub(super) limit: Option<Arc<KeyLimit>>,
     pub(super) grants: HashMap<Box<str>, Granted>,
 }
 
@@ -199,6 +205,15 @@ impl Policy {
 }
 
 impl Agent {
+    /// Counts one request against the key's limits. What it answers is to be kept until the answer's last byte is gone:
+    /// it takes up one of the key's places.
+    ///
+    /// # Errors
+    /// [`Limited`].
+    pub fn admit(&self) -> Result<Option<OwnedSemaphorePermit>, Limited> {
+        self.limit.as_ref().map_or(Ok(None), |limit| limit.admit())
+    }
+
     /// What this agent may use, by slug.
     #[must_use]
     pub fn targets(&self) -> Vec<(&Arc<Target>, GrantAccess)> {

@@ -77,6 +77,7 @@ impl App {
             &catalog,
             clock.clone(),
             std::mem::take(&mut config.targets),
+            config.proxy.limits.per_key,
             config.max_stale,
         )
         .await?;

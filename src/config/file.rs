@@ -15,12 +15,12 @@ use url::Url;
 use crate::secret::Secret;
 
 use super::document::{Document, Section};
-use super::targets;
 use super::units::{parse_duration, parse_size};
 use super::{
-    Admin, Audit, Config, Egress, Env, EnvError, Limits, Log, LogFormat, OnFull, Proxy, Refresh, Stopping, StoreUrl,
-    Timeouts,
+    Admin, Audit, Config, Egress, Env, EnvError, Limits, Log, LogFormat, OnFull, Proxy, RateLimit, Refresh, Stopping,
+    StoreUrl, Timeouts,
 };
+use super::{rate, targets};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -124,6 +124,7 @@ fn proxy(section: Section<'_>) -> Proxy {
             headers: limits.number("headers", 10..=1000).unwrap_or(100),
             request_body: limits.text("request_body", or_none(parse_size)).unwrap_or(Some(1 << 30)),
             connections: limits.number("connections", 1..=1_000_000).unwrap_or(10_000),
+            per_key: per_key(limits.section("per_key")),
         },
         timeouts: Timeouts {
             connect: wait(&timeouts, "connect", 5 * SECOND),
@@ -137,6 +138,20 @@ fn proxy(section: Section<'_>) -> Proxy {
     timeouts.finish();
     section.finish();
     proxy
+}
+
+fn per_key(section: Section<'_>) -> Option<RateLimit> {
+    let number = |key: &str, range: RangeInclusive<u32>| {
+        let read = section.number(key, *range.start() as usize..=*range.end() as usize);
+        read.and_then(|number| u32::try_from(number).ok())
+    };
+    let (requests, concurrent) = (number("requests", rate::REQUESTS), number("concurrent", rate::CONCURRENT));
+    let per = section.text("per", rate::parse_per);
+    if section.has("per") && !section.has("requests") {
+        section.refuse("per", "says nothing without requests");
+    }
+    section.finish();
+    RateLimit::new(requests, per, concurrent).ok()
 }
 
 fn admin(section: Section<'_>, around: &mut Around<'_>) -> Admin {

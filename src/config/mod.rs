@@ -6,6 +6,7 @@
 mod document;
 mod env;
 mod file;
+mod rate;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ mod units;
 pub use document::place_of;
 pub use env::{Env, EnvError};
 pub use file::ConfigError;
+pub use rate::{Rate, RateLimit};
 pub use units::{parse_duration, parse_size};
 
 use std::collections::BTreeMap;
@@ -87,6 +89,8 @@ pub struct Limits {
     pub request_body: Option<u64>,
     /// Agent connections at once. Default 10,000.
     pub connections: usize,
+    /// `[proxy.limits.per_key]`: of keys that have no limits of their own. Default none.
+    pub per_key: Option<RateLimit>,
 }
 
 /// `[proxy.timeouts]`.

@@ -141,7 +141,7 @@ impl Gateway {
     fn decide(&self, call: &Call, receipt: &mut Receipt) -> Result<Grant, Refusal> {
         let policy = self.shared.access.snapshot()?;
         let agent = policy.identify(call.key(), call.from(), self.shared.clock.now())?;
-        receipt.agent(agent.key, agent.organization);
+        admit(&agent, receipt)?;
         let line = call.line();
         match policy.verdict(&agent, line.slug(), &line.method, line.path()) {
             Verdict::Allow(grant) => {
@@ -189,7 +189,7 @@ impl Gateway {
         let key = key::presented(headers)?;
         let presented = key.as_ref().map_or(&[][..], key::Key::expose);
         let agent = self.shared.access.snapshot()?.identify(presented, from, self.shared.clock.now())?;
-        receipt.agent(agent.key, agent.organization);
+        admit(&agent, receipt)?;
         Ok(agent)
     }
 
@@ -206,6 +206,15 @@ fn note(receipt: &mut Receipt, request: &Request<Incoming>, place: &Place) {
     // A slug is short and plain; what is not could hold anything, and a key among it.
     let slug = Some(place.slug(path)).filter(|slug| slug.len() <= 96 && !key::is_in(slug)).unwrap_or_default();
     receipt.asked(request.method(), slug, key::recordable(place.below(path)));
+}
+
+/// Writes down who asks, and counts the request against what the key may use up.
+fn admit(agent: &Agent, receipt: &mut Receipt) -> Result<(), Refusal> {
+    receipt.agent(agent.key, agent.organization);
+    if let Some(place) = agent.admit()? {
+        receipt.hold(place);
+    }
+    Ok(())
 }
 
 fn uses(receipt: &mut Receipt, target: &Target) {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
-use crate::access::{Reject, Stale};
+use crate::access::{Limited, Reject, Stale};
 use crate::accounts::TokenError;
 use crate::audit::AuditUnavailable;
 use crate::ids::{AccountId, RequestId};
@@ -67,6 +67,11 @@ pub(crate) enum Refusal {
     TokenUnavailable {
         /// The operator's settings are at fault, rather than the provider.
         misconfigured: bool,
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// The key has used up what it may.
+    RateLimited {
         /// When to ask again.
         retry_after: Duration,
     },
@@ -179,6 +184,12 @@ impl Refusal {
                     "The provider can't be reached or is failing; try again later."
                 }),
             ),
+            Self::RateLimited { .. } => (
+                429,
+                "rate_limited",
+                "This key has reached its limit of requests.",
+                Some("Wait for as many seconds as `Retry-After` says."),
+            ),
             Self::AuditUnavailable => (
                 503,
                 "audit_unavailable",
@@ -221,7 +232,7 @@ impl Refusal {
             Self::MethodNotAllowed(allowed) => {
                 headers.insert(ALLOW, HeaderValue::from_static(allowed));
             }
-            Self::TokenUnavailable { retry_after, .. } => {
+            Self::TokenUnavailable { retry_after, .. } | Self::RateLimited { retry_after } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(retry_after.as_millis().div_ceil(1000).max(1) as u64));
             }
             Self::AuditUnavailable | Self::StoreUnavailable => {
@@ -239,6 +250,12 @@ impl From<Reject> for Refusal {
             Reject::InvalidKey => Self::InvalidKey,
             Reject::AddressNotAllowed => Self::AddressNotAllowed,
         }
+    }
+}
+
+impl From<Limited> for Refusal {
+    fn from(Limited { retry_after }: Limited) -> Self {
+        Self::RateLimited { retry_after }
     }
 }
 
@@ -313,6 +330,7 @@ mod tests {
             (Refusal::UpstreamForbidden, 502, "upstream_unreachable"),
             (Refusal::UpstreamInvalid, 502, "upstream_invalid"),
             (Refusal::UpstreamTimeout, 504, "upstream_timeout"),
+            (Refusal::RateLimited { retry_after: Duration::ZERO }, 429, "rate_limited"),
             (Refusal::AuditUnavailable, 503, "audit_unavailable"),
             (Refusal::StoreUnavailable, 503, "store_unavailable"),
             (Refusal::Internal, 500, "internal_error"),

@@ -52,6 +52,7 @@ pub(super) const TABLES: &[Table] = &[
             ("prefix", Text),
             ("expires_at", Bigint),
             ("allowed_ips", Text),
+            ("rate_limit", Text),
             ("previous_hash", Bytes),
             ("previous_until", Bigint),
             ("created_at", Bigint),

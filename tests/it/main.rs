@@ -14,6 +14,7 @@ mod drain;
 mod harness;
 mod headers;
 mod intents;
+mod limits;
 mod maintenance;
 mod proxy;
 mod reconnect;

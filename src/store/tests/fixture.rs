@@ -183,6 +183,7 @@ pub(super) fn key(org: OrgId, name: &str) -> KeyRow {
         prefix: "kw_Ab3x".into(),
         expires_at: None,
         allowed_ips: vec![],
+        rate_limit: None,
         previous: None,
         created_at: at(1),
         last_used_at: None,

@@ -1,0 +1,190 @@
+//! What a key may use up, what the gateway and its targets have room for, and that what is over it is refused in time.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use keyward::clock::{Clock, Timestamp};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::harness::{Answer, Backend, Key, Keyward, Settings, agent_request, backends};
+
+fn held() -> Clock {
+    Clock::held(Timestamp::from_millis(1_795_000_000_000))
+}
+
+fn settings(toml: &str) -> Settings {
+    Settings { toml: toml.to_owned(), ..Settings::default() }
+}
+
+/// A key with these limits that may use `tools`.
+async fn limited(k: &Keyward, limit: Value) -> Key {
+    let key = k.api("POST", "/keys", Some(json!({"name": "limited", "rate_limit": limit}))).await;
+    let key = Key { id: key["id"].as_str().unwrap().to_owned(), secret: key["key"].as_str().unwrap().to_owned() };
+    k.grant(&key, "tools", "write").await;
+    key
+}
+
+fn refused(answer: &Answer, code: &str, retry_after: &str) {
+    assert_eq!(answer.refusal(), code);
+    assert_eq!(answer.header("retry-after"), retry_after);
+    assert_eq!(answer.status.as_u16(), if code == "rate_limited" { 429 } else { 503 });
+}
+
+/// A request whose answer is under way; dropped, the agent leaves.
+struct Open {
+    driver: tokio::task::JoinHandle<()>,
+    answer: tokio::task::JoinHandle<http::Response<Incoming>>,
+}
+
+impl Open {
+    async fn start(k: &Keyward, key: &Key, path: &str) -> Self {
+        let stream = TcpStream::connect(k.app.proxy_address()).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let driver = tokio::spawn(async move { drop(connection.await) });
+        let request = agent_request(key, "GET", path).body(Empty::<Bytes>::new()).unwrap();
+        let answer = tokio::spawn(async move { sender.send_request(request).await.unwrap() });
+        Self { driver, answer }
+    }
+
+    async fn status(self) -> u16 {
+        let answer = self.answer.await.unwrap();
+        let status = answer.status().as_u16();
+        answer.into_body().collect().await.unwrap();
+        self.driver.abort();
+        status
+    }
+
+    fn leave(self) {
+        self.answer.abort();
+        self.driver.abort();
+    }
+}
+
+/// An upstream that answers when the test says so.
+struct Upstream {
+    listener: TcpListener,
+}
+
+impl Upstream {
+    async fn start(k: &Keyward, more: Value) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut target = json!({
+            "slug": "tools", "name": "Tools", "base_url": format!("http://{}", listener.local_addr().unwrap()),
+            "credential": {"kind": "bearer", "token": "the-injected-token"},
+        });
+        target.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        k.api("POST", "/targets", Some(target)).await;
+        Self { listener }
+    }
+
+    /// The next request that arrives, its head read.
+    async fn next(&self) -> (TcpStream, String) {
+        let (mut stream, _) = self.listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        (stream, String::from_utf8(head).unwrap())
+    }
+}
+
+async fn say(stream: &mut TcpStream, text: &str) {
+    stream.write_all(text.as_bytes()).await.unwrap();
+}
+
+/// Asks until the answer is not the refusal any more: what was given back is seen a moment later.
+async fn until_let_in(k: &Keyward, key: &Key, path: &str) -> Answer {
+    for _ in 0..500 {
+        let answer = k.agent(key, "GET", path).await;
+        if !matches!(answer.status.as_u16(), 429 | 503) {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("nothing was given back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_has_its_requests_at_once_and_gets_them_back_evenly() {
+    for backend in backends() {
+        let clock = held();
+        let k = Keyward::with_clock(backend, Settings::default(), clock.clone()).await;
+        k.tools().await;
+        let key = limited(&k, json!({"requests": 4, "per": "1m"})).await;
+        let other = limited(&k, Value::Null).await;
+        for path in ["/proxy/tools/1k", "/bootstrap", "/verify", "/proxy/nothing/at-all"] {
+            assert_ne!(k.agent(&key, "GET", path).await.status.as_u16(), 429, "{path}");
+        }
+        for path in ["/proxy/tools/1k", "/bootstrap", "/verify"] {
+            refused(&k.agent(&key, "GET", path).await, "rate_limited", "15");
+            assert_eq!(k.agent(&other, "GET", path).await.status, 200, "another key is not touched");
+        }
+        // Other changes leave the count alone, those of the numbers begin it anew.
+        k.api("PATCH", &format!("/keys/{}", key.id), Some(json!({"name": "renamed"}))).await;
+        clock.advance(Duration::from_millis(14_001));
+        refused(&k.agent(&key, "GET", "/verify").await, "rate_limited", "1");
+        clock.advance(Duration::from_millis(999));
+        assert_eq!(k.agent(&key, "GET", "/verify").await.status, 200);
+        refused(&k.agent(&key, "GET", "/verify").await, "rate_limited", "15");
+        k.api("PATCH", &format!("/keys/{}", key.id), Some(json!({"rate_limit": {"requests": 1}}))).await;
+        assert_eq!(k.agent(&key, "GET", "/verify").await.status, 200);
+        refused(&k.agent(&key, "GET", "/verify").await, "rate_limited", "60");
+        k.api("PATCH", &format!("/keys/{}", key.id), Some(json!({"rate_limit": null}))).await;
+        for _ in 0..5 {
+            assert_eq!(k.agent(&key, "GET", "/verify").await.status, 200);
+        }
+        let records = k.audit(&format!("&key={}&status=429", key.id)).await;
+        assert_eq!(records.len(), 6);
+        assert!(records.iter().all(|record| record["code"] == "rate_limited"), "{records:?}");
+        k.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_without_limits_have_those_of_the_configuration() {
+    let toml = "[proxy.limits.per_key]\nrequests = 1\nper = \"1h\"";
+    let k = Keyward::with_clock(Backend::Sqlite, settings(toml), held()).await;
+    k.tools().await;
+    let (usual, own) = (limited(&k, Value::Null).await, limited(&k, json!({"requests": 2})).await);
+    assert_eq!(k.agent(&usual, "GET", "/verify").await.status, 200);
+    refused(&k.agent(&usual, "GET", "/verify").await, "rate_limited", "3600");
+    for _ in 0..2 {
+        assert_eq!(k.agent(&own, "GET", "/verify").await.status, 200);
+    }
+    refused(&k.agent(&own, "GET", "/verify").await, "rate_limited", "30");
+    k.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_is_taken_until_the_last_byte_or_until_the_agent_leaves() {
+    let k = Keyward::start().await;
+    let upstream = Upstream::start(&k, json!({})).await;
+    let key = limited(&k, json!({"concurrent": 1})).await;
+
+    let open = Open::start(&k, &key, "/proxy/tools/a").await;
+    let (mut stream, _) = upstream.next().await;
+    refused(&k.agent(&key, "GET", "/verify").await, "rate_limited", "1");
+    say(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab").await;
+    refused(&k.agent(&key, "GET", "/verify").await, "rate_limited", "1");
+    say(&mut stream, "cd").await;
+    assert_eq!(open.status().await, 200);
+    assert_eq!(until_let_in(&k, &key, "/verify").await.status, 200);
+
+    let open = Open::start(&k, &key, "/proxy/tools/b").await;
+    let mut more = [0; 1];
+    // The kept connection, or a new one.
+    let second = tokio::select! {
+        _ = stream.read(&mut more) => stream,
+        (second, _) = upstream.next() => second,
+    };
+    refused(&k.agent(&key, "GET", "/verify").await, "rate_limited", "1");
+    open.leave();
+    assert_eq!(until_let_in(&k, &key, "/verify").await.status, 200);
+    drop(second);
+    k.stop().await;
+}
