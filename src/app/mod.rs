@@ -121,6 +121,7 @@ impl App {
             clock: clock.clone(),
             limits: config.proxy.limits.clone(),
             timeouts: config.proxy.timeouts.clone(),
+            workers: config.proxy.workers,
             public_url: proxy_url.clone(),
             admin_url: admin_url.clone(),
             ready: Arc::clone(&ready),

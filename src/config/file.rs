@@ -124,6 +124,8 @@ fn proxy(section: Section<'_>) -> Proxy {
             headers: limits.number("headers", 10..=1000).unwrap_or(100),
             request_body: limits.text("request_body", or_none(parse_size)).unwrap_or(Some(1 << 30)),
             connections: limits.number("connections", 1..=1_000_000).unwrap_or(10_000),
+            // Fewer than the audit trail has places for, or a full load would wait there instead of being refused.
+            requests: limits.number("requests", 1..=16_000).unwrap_or(10_000),
             per_key: per_key(limits.section("per_key")),
         },
         timeouts: Timeouts {

@@ -89,6 +89,8 @@ pub struct Limits {
     pub request_body: Option<u64>,
     /// Agent connections at once. Default 10,000.
     pub connections: usize,
+    /// Requests of agents under way at once; shared out evenly among the workers. Default 10,000.
+    pub requests: usize,
     /// `[proxy.limits.per_key]`: of keys that have no limits of their own. Default none.
     pub per_key: Option<RateLimit>,
 }

@@ -7,11 +7,12 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::load::UnderWay;
 use super::upstream::Lease;
 use crate::audit::Receipt;
 
 /// The body of every answer on the agent listener.
-pub struct ReplyBody(Kind);
+pub struct ReplyBody(Kind, Option<UnderWay>);
 
 enum Kind {
     Upstream(Streamed),
@@ -20,16 +21,24 @@ enum Kind {
 
 impl ReplyBody {
     pub(super) fn upstream(incoming: Incoming, lease: Lease, receipt: Receipt) -> Self {
-        Self(Kind::Upstream(Streamed { relay: Relay::new(incoming, lease), receipt }))
+        Self(Kind::Upstream(Streamed { relay: Relay::new(incoming, lease), receipt }), None)
     }
 
     /// Of Keyward's own making; without a receipt for answers that are nobody's business, such as health checks.
     pub(super) fn fixed(bytes: Bytes, receipt: Option<Receipt>) -> Self {
-        Self(Kind::Fixed(Fixed {
-            length: bytes.len() as u64,
-            bytes: Some(bytes).filter(|bytes| !bytes.is_empty()),
-            receipt,
-        }))
+        Self(
+            Kind::Fixed(Fixed {
+                length: bytes.len() as u64,
+                bytes: Some(bytes).filter(|bytes| !bytes.is_empty()),
+                receipt,
+            }),
+            None,
+        )
+    }
+
+    /// Counts its request as under way for as long as it lives.
+    pub(super) fn keep(&mut self, under_way: UnderWay) {
+        self.1 = Some(under_way);
     }
 }
 

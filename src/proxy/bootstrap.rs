@@ -83,14 +83,20 @@ struct Stored {
 impl Gateway {
     /// Answers `/bootstrap` and `/verify`.
     pub(super) async fn told(&self, request: Request<Incoming>) -> Response<ReplyBody> {
+        let under_way = match self.enter() {
+            Ok(under_way) => under_way,
+            Err(overloaded) => return overloaded,
+        };
         let Ok(mut receipt) = self.shared.audit.open(request.method()).await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
         receipt.asked(request.method(), "", request.uri().path());
-        match self.tell(&request, &mut receipt).await {
+        let mut response = match self.tell(&request, &mut receipt).await {
             Ok(response) => fixed(response, receipt.request_id(), Some(receipt), None),
             Err(refusal) => self.refuse(&refusal, Some(receipt)),
-        }
+        };
+        response.body_mut().keep(under_way);
+        response
     }
 
     async fn tell(&self, request: &Request<Incoming>, receipt: &mut Receipt) -> Result<Response<Bytes>, Refusal> {

@@ -9,6 +9,7 @@ mod bootstrap;
 mod call;
 mod headers;
 mod key;
+mod load;
 mod outbound;
 mod path;
 mod refusal;
@@ -29,6 +30,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use hyper::body::Incoming;
 
 use self::call::{Call, Place};
+use self::load::{Load, UnderWay};
 use self::outbound::{Again, Outbound};
 use self::refusal::{REQUEST_ID, Refusal};
 use self::upstream::{Reply, Upstreams};
@@ -65,6 +67,8 @@ pub struct Shared {
     pub limits: Limits,
     /// `[proxy.timeouts]`.
     pub timeouts: Timeouts,
+    /// How many gateways there are.
+    pub workers: usize,
     /// How agents reach this listener; without a trailing slash.
     pub public_url: String,
     /// How people reach the other one; without a trailing slash.
@@ -79,6 +83,7 @@ pub struct Shared {
 pub struct Gateway {
     shared: Arc<Shared>,
     upstreams: Upstreams,
+    load: Load,
 }
 
 impl Gateway {
@@ -87,7 +92,8 @@ impl Gateway {
     pub fn new(shared: Arc<Shared>) -> Self {
         let (guard, tls) = (Arc::clone(&shared.guard), Arc::clone(&shared.tls));
         let upstreams = Upstreams::new(guard, tls, &shared.limits, &shared.timeouts);
-        Self { shared, upstreams }
+        let load = Load::new(shared.limits.requests.div_ceil(shared.workers));
+        Self { shared, upstreams, load }
     }
 
     /// Answers one request. Every answer carries `Keyward-Request-Id`; Keyward's own refusals carry `Keyward-Error`.
@@ -110,13 +116,27 @@ impl Gateway {
     }
 
     async fn proxied(&self, request: Request<Incoming>, place: Place) -> Response<ReplyBody> {
+        let under_way = match self.enter() {
+            Ok(under_way) => under_way,
+            Err(overloaded) => return overloaded,
+        };
         let Ok(mut receipt) = self.shared.audit.open(request.method()).await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
-        match self.forward(request, place, &mut receipt).await {
+        let mut response = match self.forward(request, place, &mut receipt).await {
             Ok(reply) => answer(reply, receipt),
             Err(refusal) => self.refuse(&refusal, Some(receipt)),
-        }
+        };
+        response.body_mut().keep(under_way);
+        response
+    }
+
+    /// Counts a request as under way, or refuses it because too many are: unrecorded, because even that costs something.
+    fn enter(&self) -> Result<UnderWay, Response<ReplyBody>> {
+        self.load.enter().ok_or_else(|| {
+            self.shared.metrics.requests_shed.inc();
+            self.refuse(&Refusal::Overloaded, None)
+        })
     }
 
     /// The way of a request, in the order in which things are decided. Each step takes what the one before made.

@@ -75,6 +75,8 @@ pub(crate) enum Refusal {
         /// When to ask again.
         retry_after: Duration,
     },
+    /// More requests are under way than may be.
+    Overloaded,
     /// Nothing may be done unrecorded.
     AuditUnavailable,
     /// Nothing may be decided on keys and grants that may be long out of date.
@@ -190,6 +192,12 @@ impl Refusal {
                 "This key has reached its limit of requests.",
                 Some("Wait for as many seconds as `Retry-After` says."),
             ),
+            Self::Overloaded => (
+                503,
+                "overloaded",
+                "More requests are under way than can be taken.",
+                Some("Nothing was forwarded; try again shortly."),
+            ),
             Self::AuditUnavailable => (
                 503,
                 "audit_unavailable",
@@ -234,6 +242,9 @@ impl Refusal {
             }
             Self::TokenUnavailable { retry_after, .. } | Self::RateLimited { retry_after } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(retry_after.as_millis().div_ceil(1000).max(1) as u64));
+            }
+            Self::Overloaded => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::AuditUnavailable | Self::StoreUnavailable => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
@@ -331,6 +342,7 @@ mod tests {
             (Refusal::UpstreamInvalid, 502, "upstream_invalid"),
             (Refusal::UpstreamTimeout, 504, "upstream_timeout"),
             (Refusal::RateLimited { retry_after: Duration::ZERO }, 429, "rate_limited"),
+            (Refusal::Overloaded, 503, "overloaded"),
             (Refusal::AuditUnavailable, 503, "audit_unavailable"),
             (Refusal::StoreUnavailable, 503, "store_unavailable"),
             (Refusal::Internal, 500, "internal_error"),

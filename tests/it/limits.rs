@@ -188,3 +188,31 @@ async fn a_place_is_taken_until_the_last_byte_or_until_the_agent_leaves() {
     drop(second);
     k.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_requests_under_way_are_refused_before_anything_is_done() {
+    let k = Keyward::with(Backend::Sqlite, settings("[proxy.limits]\nrequests = 2")).await;
+    let upstream = Upstream::start(&k, json!({})).await;
+    let key = limited(&k, Value::Null).await;
+    let nobody = Key { id: String::new(), secret: "kw_nobody".to_owned() };
+
+    let (first, second) =
+        (Open::start(&k, &key, "/proxy/tools/a").await, Open::start(&k, &key, "/proxy/tools/b").await);
+    let (mut one, _) = upstream.next().await;
+    let (two, _) = upstream.next().await;
+    for path in ["/proxy/tools/c", "/verify", "/bootstrap", "/proxy/nothing"] {
+        refused(&k.agent(&key, "GET", path).await, "overloaded", "1");
+        refused(&k.agent(&nobody, "GET", path).await, "overloaded", "1");
+    }
+    assert_eq!(k.agent(&key, "GET", "/healthz").await.status, 200, "whoever watches must not think that it is dead");
+    let metrics = k.admin("GET", "/metrics", None).await.text();
+    assert!(metrics.contains("keyward_requests_shed_total 8\n"), "{metrics}");
+
+    say(&mut one, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
+    drop(two);
+    let mut statuses = [first.status().await, second.status().await];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [204, 502]);
+    assert_eq!(until_let_in(&k, &key, "/verify").await.status, 200);
+    k.stop().await;
+}
