@@ -100,6 +100,7 @@ create table targets (
     credential_kind text,
     credential bytea,
     fence text,
+    protection text,
     created_at bigint not null,
     updated_at bigint not null,
     check ((kind = 'system') = (organization is null))

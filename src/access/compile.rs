@@ -8,13 +8,13 @@ use anyhow::Context;
 
 use crate::catalog::{Base, Catalog, Injection, Patterns, Provider};
 use crate::clock::Clock;
-use crate::config::{RateLimit, SystemTarget};
+use crate::config::{Protection, RateLimit, SystemTarget};
 use crate::ids::{AccountId, KeyId, TargetId};
 use crate::store::{self, PolicyAccount, PolicyRows, PolicyTarget};
 use crate::vault::Vault;
 
 use super::credential;
-use super::limits::KeyLimit;
+use super::limits::{KeyLimit, Room};
 use super::policy::{Agent, Candidate, Credential, Fence, Granted, Policy, Target, TargetKind};
 
 /// What stays the same over all snapshots.
@@ -33,6 +33,7 @@ struct System {
     base: Base,
     fence: Arc<Fence>,
     injection: Arc<Injection>,
+    protection: Protection,
 }
 
 impl Compiler {
@@ -62,7 +63,7 @@ impl Compiler {
         for grant in rows.grants {
             let target = targets.entry(grant.target).or_insert_with(|| {
                 let row = rows_by_id.get(&grant.target)?;
-                match self.target(row, &accounts, vault) {
+                match self.target(row, &accounts, vault, before) {
                     Ok(target) => Some(Arc::new(target)),
                     Err(problem) => {
                         tracing::warn!(
@@ -99,7 +100,8 @@ impl Compiler {
             }
             agents.insert(key.hash, Candidate { agent, until: key.expires_at });
         }
-        Policy { revision: rows.revision, agents, limits }
+        let rooms = targets.into_values().flatten().filter_map(|target| Some((target.id, target.room.clone()?)));
+        Policy { revision: rows.revision, agents, limits, rooms: rooms.collect() }
     }
 
     fn limit(&self, key: KeyId, own: Option<RateLimit>, before: &Policy) -> Option<Arc<KeyLimit>> {
@@ -113,8 +115,9 @@ impl Compiler {
         row: &PolicyTarget,
         accounts: &HashMap<AccountId, &PolicyAccount>,
         vault: &Vault,
+        before: &Policy,
     ) -> anyhow::Result<Target> {
-        let (base, fence, credential, kind) = match &row.kind {
+        let (base, fence, credential, kind, protection) = match &row.kind {
             store::TargetKind::Managed { account, provider, capability } => {
                 let (provider, fences) =
                     self.providers.get(provider).with_context(|| format!("no provider `{provider}` in the catalog"))?;
@@ -132,9 +135,9 @@ impl Compiler {
                     capability: capability.as_str().into(),
                     captures: data.captures.clone(),
                 };
-                (Base::parse(&url)?, fence, credential, kind)
+                (Base::parse(&url)?, fence, credential, kind, slice.protection)
             }
-            store::TargetKind::Static { base_url, credential, fence, .. } => {
+            store::TargetKind::Static { base_url, credential, fence, protection, .. } => {
                 let injection = match credential {
                     Some(sealed) => {
                         let row = row.id.to_string();
@@ -143,16 +146,21 @@ impl Compiler {
                     None => Injection::Headers(Vec::new()),
                 };
                 let fence = Arc::new(open_fence(fence)?);
-                (Base::parse(base_url)?, fence, Credential::Ready(Arc::new(injection)), TargetKind::Static)
+                let credential = Credential::Ready(Arc::new(injection));
+                (Base::parse(base_url)?, fence, credential, TargetKind::Static, *protection)
             }
             store::TargetKind::System => {
                 let system = self.system.get(&row.slug).context("not in gateway.toml any more")?;
                 let credential = Credential::Ready(Arc::clone(&system.injection));
-                (system.base.clone(), Arc::clone(&system.fence), credential, TargetKind::System)
+                (system.base.clone(), Arc::clone(&system.fence), credential, TargetKind::System, system.protection)
             }
         };
         let (slug, name) = (row.slug.as_str().into(), row.name.as_str().into());
-        Ok(Target { id: row.id, slug, name, base, fence, credential, kind })
+        let room = protection.concurrency.map(|concurrency| {
+            let same = before.rooms.get(&row.id).filter(|room| room.has(concurrency));
+            same.map_or_else(|| Arc::new(Room::new(concurrency)), Arc::clone)
+        });
+        Ok(Target { id: row.id, slug, name, base, fence, credential, kind, room })
     }
 }
 
@@ -185,5 +193,6 @@ fn compile_system(target: &SystemTarget) -> anyhow::Result<System> {
         base: Base::parse(&target.base_url).context("base_url")?,
         fence: Arc::new(open_fence(&target.fence).context("fence")?),
         injection: Arc::new(credential::injection(&target.credential).context("credential")?),
+        protection: target.protection,
     })
 }

@@ -85,6 +85,42 @@ fn semaphore(places: NonZeroU32) -> Semaphore {
     Semaphore::new(places.get() as usize)
 }
 
+/// A target had no room in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the target has no room for another request")]
+pub struct NoRoom;
+
+/// How many requests a target takes at once.
+pub struct Room {
+    concurrency: NonZeroU32,
+    places: Arc<Semaphore>,
+}
+
+impl Room {
+    pub(super) fn new(concurrency: NonZeroU32) -> Self {
+        Self { concurrency, places: Arc::new(semaphore(concurrency)) }
+    }
+
+    pub(super) fn has(&self, concurrency: NonZeroU32) -> bool {
+        self.concurrency == concurrency
+    }
+
+    /// Takes a place until what it answers is dropped; waits its turn for one, `patience` at most.
+    ///
+    /// # Errors
+    /// [`NoRoom`].
+    pub async fn enter(&self, patience: Duration) -> Result<OwnedSemaphorePermit, NoRoom> {
+        let places = Arc::clone(&self.places);
+        match places.clone().try_acquire_owned() {
+            Ok(place) => Ok(place),
+            Err(_taken) => match tokio::time::timeout(patience, places.acquire_owned()).await {
+                Ok(Ok(place)) => Ok(place),
+                _ => Err(NoRoom),
+            },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +175,28 @@ mod tests {
         drop(first);
         assert!(limit.admit().is_ok());
         drop(second);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_longest_for_room_gets_it() {
+        let room = Arc::new(Room::new(NonZeroU32::MIN));
+        let patience = Duration::from_secs(5);
+        let held = room.enter(patience).await.unwrap();
+        assert!(room.enter(patience).await.is_err());
+        let (order, mut came) = tokio::sync::mpsc::unbounded_channel();
+        for number in 0..3 {
+            let (room, order) = (Arc::clone(&room), order.clone());
+            tokio::spawn(async move {
+                let place = room.enter(patience).await.unwrap();
+                order.send(number).unwrap();
+                drop(place);
+            });
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+        for number in 0..3 {
+            assert_eq!(came.recv().await, Some(number));
+        }
     }
 
     #[test]

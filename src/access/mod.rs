@@ -12,7 +12,7 @@ mod targets;
 
 pub use acts::{AccessError, KeyChange, NewKey};
 pub use keys::{AgentKey, KeyError};
-pub use limits::Limited;
+pub use limits::{Limited, NoRoom, Room};
 pub use policy::{Agent, Credential, Fence, Grant, Policy, Reject, Target, TargetKind, Verdict};
 pub use spread::Stale;
 pub use targets::{NewTarget, TargetChange};

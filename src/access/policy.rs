@@ -13,7 +13,7 @@ use crate::clock::Timestamp;
 use crate::ids::{AccountId, KeyId, OrgId, TargetId};
 use crate::store::{Captures, GrantAccess};
 
-use super::limits::{KeyLimit, Limited};
+use super::limits::{KeyLimit, Limited, Room};
 
 /// Everything that decides a request.
 #[derive(Default)]
@@ -22,6 +22,8 @@ pub struct Policy {
     pub(super) agents: HashMap<[u8; 32], Candidate>,
     /// Of keys that have any, for the view after this one.
     pub(super) limits: HashMap<KeyId, Arc<KeyLimit>>,
+    /// Of targets that take only so much, for the view after this one.
+    pub(super) rooms: HashMap<TargetId, Arc<Room>>,
 }
 
 /// An agent behind one of its hashes: the current one, or one in its grace after a rotation.
@@ -67,6 +69,8 @@ pub struct Target {
     pub credential: Credential,
     /// Where it comes from.
     pub kind: TargetKind,
+    /// How much it takes at once; `None`: anything.
+    pub room: Option<Arc<Room>>,
 }
 
 /// Which requests a target takes; shared by all targets of a capability.

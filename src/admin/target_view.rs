@@ -2,13 +2,14 @@
 //! and `gateway.toml`. Never its secret.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::catalog::Provider;
 use crate::clock::Timestamp;
-use crate::config::StaticCredential;
+use crate::config::{Protection, StaticCredential};
 use crate::ids::{AccountId, OrgId};
 use crate::store::{Captures, TargetKind, TargetRow};
 
@@ -31,6 +32,9 @@ pub(super) struct TargetView {
     credential: CredentialView,
     /// What may be reached at all: `GET /me/**`.
     fence: Vec<String>,
+    /// Requests at once, from one instance; `null`: any number.
+    #[schema(value_type = Option<u32>)]
+    concurrency: Option<NonZeroU32>,
     /// Managed: its account.
     #[serde(skip_serializing_if = "Option::is_none")]
     account_id: Option<AccountId>,
@@ -44,6 +48,12 @@ pub(super) struct TargetView {
     created_at: Timestamp,
     /// Last change.
     updated_at: Timestamp,
+}
+
+impl TargetView {
+    fn protected(&mut self, protection: Protection) {
+        self.concurrency = protection.concurrency;
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
@@ -86,6 +96,7 @@ impl<'a> Shown<'a> {
             base_url: String::new(),
             credential: CredentialView { kind: String::new() },
             fence: Vec::new(),
+            concurrency: None,
             account_id: None,
             provider: None,
             capability: None,
@@ -93,10 +104,11 @@ impl<'a> Shown<'a> {
             updated_at: row.updated_at,
         };
         match row.kind {
-            TargetKind::Static { base_url, credential_kind, fence, .. } => {
+            TargetKind::Static { base_url, credential_kind, fence, protection, .. } => {
                 view.base_url = base_url;
                 view.credential.kind = credential_kind;
                 view.fence = fence;
+                view.protected(protection);
             }
             TargetKind::System => {
                 view.kind = Kind::System;
@@ -105,6 +117,7 @@ impl<'a> Shown<'a> {
                     view.base_url.clone_from(&target.base_url);
                     view.credential.kind = kind_of(&target.credential).to_owned();
                     view.fence.clone_from(&target.fence);
+                    view.protected(target.protection);
                 }
             }
             TargetKind::Managed { account, provider, capability } => {
@@ -115,6 +128,7 @@ impl<'a> Shown<'a> {
                 if let Some((provider, known)) = known.and_then(|p| Some((p, p.capabilities.get(&capability)?))) {
                     view.base_url = self.filled(provider, &known.base_url, account).await?;
                     view.fence.clone_from(&known.fence_text);
+                    view.protected(known.protection);
                 }
                 view.account_id = Some(account);
                 view.provider = Some(provider);

@@ -1,6 +1,7 @@
 //! Targets: what agents address. Static ones are made here; managed and system ones are shown and can't be changed.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use axum::Json;
 use axum::extract::State;
@@ -11,12 +12,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::access::{NewTarget, TargetChange};
-use crate::config::StaticCredential;
+use crate::config::{Protection, StaticCredential};
 use crate::secret::Secret;
 
 use super::AdminState;
 use super::error::{ApiError, ErrorBody};
-use super::extract::{Body, Nothing, Query, Scope, Slug};
+use super::extract::{Body, Nothing, Query, Scope, Slug, nullable};
 use super::list::{List, PageQuery};
 use super::openapi::Refusals;
 use super::target_view::{Shown, TargetView};
@@ -46,6 +47,9 @@ struct NewTargetBody {
     /// Patterns `[METHOD ]/path`; default `/**`.
     #[serde(default)]
     fence: Vec<String>,
+    /// Requests at once, from one instance, 1 to 10,000; what is more waits its turn. Default any number.
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 10_000)]
+    concurrency: Option<NonZeroU32>,
 }
 
 /// Changes to a static target; what is absent stays.
@@ -61,6 +65,10 @@ struct TargetChangeBody {
     credential: Option<CredentialBody>,
     /// Patterns `[METHOD ]/path`.
     fence: Option<Vec<String>>,
+    /// Requests at once, from one instance, 1 to 10,000; `null`: any number.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 10_000)]
+    concurrency: Option<Option<NonZeroU32>>,
 }
 
 /// A credential on its way in.
@@ -161,6 +169,7 @@ async fn create_target(
         base_url: body.base_url,
         credential: body.credential.into(),
         fence: body.fence,
+        protection: Protection { concurrency: body.concurrency },
     };
     let row = state.access.create_target(scope.org, new, &scope.actor()).await?;
     Ok((StatusCode::CREATED, Json(Shown::new(&state, scope.org).show(row).await?)))
@@ -210,6 +219,7 @@ async fn update_target(
         base_url: body.base_url,
         credential: body.credential.map(StaticCredential::from),
         fence: body.fence,
+        concurrency: body.concurrency,
     };
     let row = state.access.update_target(scope.org, &slug, change, &scope.actor()).await?;
     Ok(Json(Shown::new(&state, scope.org).show(row).await?))

@@ -1,6 +1,10 @@
 //! `[capabilities.<id>]` → [`Capability`]: base URL, presets, fence, and what is told to a model.
 
+use std::num::NonZeroU32;
+
 use http::Method;
+
+use crate::config::Protection;
 
 use super::check::scopes;
 use super::keys::Keys;
@@ -25,6 +29,8 @@ pub(super) fn capability(id: &str, mut keys: Keys<'_>, names: &Names<'_>) -> Cap
     }
     let read_text = keys.texts("read").unwrap_or_else(|| vec!["GET /**".into(), "HEAD /**".into()]);
     let read = patterns(&keys, "read", &read_text);
+    let range = Protection::CONCURRENCY;
+    let protection = Protection { concurrency: keys.number("concurrency", range).and_then(NonZeroU32::new) };
     let ask = keys.texts("ask").unwrap_or_default();
     patterns(&keys, "ask", &ask);
     let hint = keys.text("hint");
@@ -54,6 +60,7 @@ pub(super) fn capability(id: &str, mut keys: Keys<'_>, names: &Names<'_>) -> Cap
         fence_text,
         read,
         read_text,
+        protection,
         ask,
         hint,
         examples,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::config::Protection;
 use crate::secret::Secret;
 
 use super::template::{self, Part, Place};
@@ -192,6 +193,8 @@ pub struct Capability {
     pub read: Patterns,
     /// As written, for bootstrap.
     pub read_text: Vec<String>,
+    /// `concurrency`.
+    pub protection: Protection,
     /// Rules that a dashboard offers: requests a person should be asked about.
     pub ask: Vec<String>,
     /// For the model.

@@ -48,6 +48,9 @@ struct CreateArgs {
     /// What may be reached, as in "GET /v1/**"; may be given several times; without it everything
     #[arg(long, value_name = "PATTERN")]
     fence: Vec<String>,
+    /// Requests at once, from one instance of the gateway; what is more waits its turn
+    #[arg(long, value_name = "NUMBER")]
+    concurrency: Option<u32>,
     /// Send this variable's value as a bearer token
     #[arg(long, value_name = "VARIABLE")]
     bearer_env: Option<String>,
@@ -92,6 +95,7 @@ impl CreateArgs {
             "base_url": self.base_url,
             "credential": self.credential(env)?,
             "fence": fence,
+            "concurrency": self.concurrency,
         }))
     }
 

@@ -134,6 +134,7 @@ fn proxy(section: Section<'_>) -> Proxy {
             head: wait(&timeouts, "head", 10 * SECOND),
             idle: wait(&timeouts, "idle", 60 * SECOND),
             total: timeouts.text("total", or_none(positive)).unwrap_or(None),
+            queue: wait(&timeouts, "queue", 5 * SECOND),
         },
     };
     limits.finish();

@@ -21,6 +21,8 @@ pub use units::{parse_duration, parse_size};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -108,6 +110,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// A whole exchange; `None`: no end. Default none.
     pub total: Option<Duration>,
+    /// For room at a target that takes only so many requests at once. Default 5 s.
+    pub queue: Duration,
 }
 
 /// `[admin]`.
@@ -230,6 +234,20 @@ pub enum LogFormat {
     Json,
 }
 
+/// How a target, and what is sent to it, is looked after.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Protection {
+    /// Requests at once; `None`: any number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<NonZeroU32>,
+}
+
+impl Protection {
+    /// What `concurrency` may be.
+    pub const CONCURRENCY: RangeInclusive<u32> = 1..=10_000;
+}
+
 /// `[targets.<slug>]`.
 #[derive(Debug)]
 pub struct SystemTarget {
@@ -241,6 +259,8 @@ pub struct SystemTarget {
     pub credential: StaticCredential,
     /// Patterns; default `/**`.
     pub fence: Vec<String>,
+    /// `concurrency`.
+    pub protection: Protection,
 }
 
 /// A stored credential of a static or system target.

@@ -1,6 +1,7 @@
 //! `[targets.<slug>]`: system targets and the credentials that the environment holds for them.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use http::{HeaderName, HeaderValue, header};
 use url::{Host, Url};
@@ -9,7 +10,7 @@ use crate::secret::Secret;
 
 use super::document::Section;
 use super::file::Around;
-use super::{StaticCredential, SystemTarget};
+use super::{Protection, StaticCredential, SystemTarget};
 
 /// Headers that frame the message or name its place.
 const NOT_CREDENTIALS: [HeaderName; 9] = [
@@ -40,6 +41,7 @@ pub(super) fn read(section: &Section<'_>, around: &Around<'_>) -> BTreeMap<Strin
             fence: target
                 .texts("fence", |text| not_empty(text).map(str::to_owned))
                 .unwrap_or_else(|| vec!["/**".to_owned()]),
+            protection: protection(&target),
         };
         if read.fence.is_empty() {
             target.refuse("fence", "an empty fence lets nothing through; leave the key out to allow every path");
@@ -48,6 +50,12 @@ pub(super) fn read(section: &Section<'_>, around: &Around<'_>) -> BTreeMap<Strin
         targets.insert(slug, read);
     }
     targets
+}
+
+fn protection(target: &Section<'_>) -> Protection {
+    let range = Protection::CONCURRENCY;
+    let concurrency = target.number("concurrency", *range.start() as usize..=*range.end() as usize);
+    Protection { concurrency: concurrency.and_then(|number| NonZeroU32::new(u32::try_from(number).ok()?)) }
 }
 
 fn is_slug(text: &str) -> bool {

@@ -149,6 +149,9 @@ impl Gateway {
         let body = self.upstreams.take_body(incoming, self.shared.limits.request_body).await?;
         let bearer = self.shared.accounts.token(&grant).await?;
         let (outbound, again) = Outbound::build(line, headers, body, &grant, &bearer)?;
+        if let Some(room) = &grant.target().room {
+            receipt.hold(room.enter(self.shared.timeouts.queue).await?);
+        }
         receipt.intend().await?;
         let reply = self.upstreams.send(outbound).await?;
         if reply.response.status() == StatusCode::UNAUTHORIZED && bearer.generation() != 0 {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
-use crate::access::{Limited, Reject, Stale};
+use crate::access::{Limited, NoRoom, Reject, Stale};
 use crate::accounts::TokenError;
 use crate::audit::AuditUnavailable;
 use crate::ids::{AccountId, RequestId};
@@ -77,6 +77,8 @@ pub(crate) enum Refusal {
     },
     /// More requests are under way than may be.
     Overloaded,
+    /// The target takes only so many requests at once, and none of them ended in time.
+    TargetBusy,
     /// Nothing may be done unrecorded.
     AuditUnavailable,
     /// Nothing may be decided on keys and grants that may be long out of date.
@@ -198,6 +200,12 @@ impl Refusal {
                 "More requests are under way than can be taken.",
                 Some("Nothing was forwarded; try again shortly."),
             ),
+            Self::TargetBusy => (
+                503,
+                "overloaded",
+                "As many requests are under way to this target as it may get at once.",
+                Some("Nothing was forwarded; try again shortly."),
+            ),
             Self::AuditUnavailable => (
                 503,
                 "audit_unavailable",
@@ -243,7 +251,7 @@ impl Refusal {
             Self::TokenUnavailable { retry_after, .. } | Self::RateLimited { retry_after } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(retry_after.as_millis().div_ceil(1000).max(1) as u64));
             }
-            Self::Overloaded => {
+            Self::Overloaded | Self::TargetBusy => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::AuditUnavailable | Self::StoreUnavailable => {
@@ -267,6 +275,12 @@ impl From<Reject> for Refusal {
 impl From<Limited> for Refusal {
     fn from(Limited { retry_after }: Limited) -> Self {
         Self::RateLimited { retry_after }
+    }
+}
+
+impl From<NoRoom> for Refusal {
+    fn from(NoRoom: NoRoom) -> Self {
+        Self::TargetBusy
     }
 }
 
@@ -343,6 +357,7 @@ mod tests {
             (Refusal::UpstreamTimeout, 504, "upstream_timeout"),
             (Refusal::RateLimited { retry_after: Duration::ZERO }, 429, "rate_limited"),
             (Refusal::Overloaded, 503, "overloaded"),
+            (Refusal::TargetBusy, 503, "overloaded"),
             (Refusal::AuditUnavailable, 503, "audit_unavailable"),
             (Refusal::StoreUnavailable, 503, "store_unavailable"),
             (Refusal::Internal, 500, "internal_error"),

@@ -41,6 +41,7 @@ fn upstreams() -> Upstreams {
         head: Duration::from_secs(5),
         idle: Duration::from_secs(1),
         total: None,
+        queue: Duration::from_secs(1),
     };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
@@ -64,6 +65,7 @@ fn target(address: SocketAddr) -> Arc<Target> {
         fence: Arc::default(),
         credential: Credential::Ready(Arc::new(Injection::Headers(Vec::new()))),
         kind: TargetKind::Static,
+        room: None,
     })
 }
 

@@ -115,6 +115,7 @@ pub(super) const TABLES: &[Table] = &[
             ("credential_kind", Text),
             ("credential", Sealed),
             ("fence", Text),
+            ("protection", Text),
             ("created_at", Bigint),
             ("updated_at", Bigint),
         ],

@@ -2,6 +2,7 @@
 //! `gateway.toml`'s `[targets.<slug>]` so that grants can point at them.
 
 use crate::clock::Timestamp;
+use crate::config::Protection;
 use crate::ids::{AccountId, OrgId, TargetId};
 use crate::vault::Sealed;
 
@@ -31,6 +32,8 @@ pub enum TargetKind {
         credential: Option<Sealed>,
         /// Patterns.
         fence: Vec<String>,
+        /// How it is looked after.
+        protection: Protection,
     },
     /// In `gateway.toml`.
     System,
@@ -60,7 +63,7 @@ macro_rules! select_targets {
     ($rest:literal) => {
         concat!(
             "select id, organization, slug, name, kind, account, provider, capability, base_url, credential_kind, \
-             credential, fence, created_at, updated_at from targets ",
+             credential, fence, protection, created_at, updated_at from targets ",
             $rest
         )
     };
@@ -81,6 +84,7 @@ pub(super) struct TargetColumns {
     credential_kind: Option<String>,
     credential: Option<Vec<u8>>,
     fence: Option<String>,
+    protection: Option<String>,
     created_at: i64,
     updated_at: i64,
 }
@@ -101,6 +105,7 @@ impl TryFrom<TargetColumns> for TargetRow {
                 credential_kind: row.credential_kind.ok_or_else(missing)?,
                 credential: row.credential.map(Sealed::from_bytes),
                 fence: read_json("targets.fence", row.fence.as_deref().ok_or_else(missing)?)?,
+                protection: read_json("targets.protection", row.protection.as_deref().ok_or_else(missing)?)?,
             },
             "system" => TargetKind::System,
             other => return Err(unreadable("targets.kind", format_args!("`{other}` is no kind"))),
@@ -132,21 +137,29 @@ pub(super) async fn insert(tx: &mut Session, target: &TargetRow) -> Result<()> {
     }
     let (mut kind, mut account, mut provider, mut capability) = ("system", None, None, None);
     let (mut base_url, mut credential_kind, mut credential, mut fence) = (None, None, None, None);
+    let mut protection = None;
     match &target.kind {
         TargetKind::Managed { account: of, provider: by, capability: what } => {
             (kind, account, provider, capability) = ("managed", Some(*of), Some(by.as_str()), Some(what.as_str()));
         }
-        TargetKind::Static { base_url: base, credential_kind: how, credential: sealed, fence: patterns } => {
+        TargetKind::Static {
+            base_url: base,
+            credential_kind: how,
+            credential: sealed,
+            fence: patterns,
+            protection: care,
+        } => {
             (kind, base_url, credential_kind) = ("static", Some(base.as_str()), Some(how.as_str()));
             (credential, fence) = (sealed.as_ref().map(Sealed::as_bytes), Some(json(patterns)));
+            protection = Some(json(care));
         }
         TargetKind::System => {}
     }
     execute!(
         tx,
         "insert into targets (id, organization, slug, name, kind, account, provider, capability, base_url, \
-         credential_kind, credential, fence, created_at, updated_at) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+         credential_kind, credential, fence, protection, created_at, updated_at) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         target.id,
         target.organization,
         target.slug.as_str(),
@@ -159,6 +172,7 @@ pub(super) async fn insert(tx: &mut Session, target: &TargetRow) -> Result<()> {
         credential_kind,
         credential,
         fence,
+        protection,
         target.created_at.millis(),
         target.updated_at.millis(),
     )?;
@@ -205,7 +219,7 @@ impl Store {
     /// # Errors
     /// [`super::Error::NotFound`].
     pub async fn update_target(&self, target: &TargetRow, record: &AuditRow) -> Result<()> {
-        let TargetKind::Static { base_url, credential_kind, credential, fence } = &target.kind else {
+        let TargetKind::Static { base_url, credential_kind, credential, fence, protection } = &target.kind else {
             return Err(Error::NotFound);
         };
         let mut tx = self.db.write().await?;
@@ -213,7 +227,7 @@ impl Store {
         let changed = execute!(
             &mut tx,
             "update targets set name = $3, base_url = $4, credential_kind = $5, credential = $6, fence = $7, \
-             updated_at = $8 where id = $1 and organization = $2 and kind = 'static'",
+             protection = $8, updated_at = $9 where id = $1 and organization = $2 and kind = 'static'",
             target.id,
             target.organization,
             target.name.as_str(),
@@ -221,6 +235,7 @@ impl Store {
             credential_kind.as_str(),
             credential.as_ref().map(Sealed::as_bytes),
             json(fence),
+            json(protection),
             target.updated_at.millis(),
         )?;
         if changed == 0 {

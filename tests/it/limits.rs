@@ -216,3 +216,89 @@ async fn too_many_requests_under_way_are_refused_before_anything_is_done() {
     assert_eq!(until_let_in(&k, &key, "/verify").await.status, 200);
     k.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_gets_no_more_at_once_than_it_takes() {
+    for backend in backends() {
+        let k = Keyward::with(backend, settings("[proxy.timeouts]\nqueue = \"60s\"")).await;
+        let upstream = Upstream::start(&k, json!({"concurrency": 1})).await;
+        assert_eq!(k.api("GET", "/targets/tools", None).await["concurrency"], 1);
+        let key = limited(&k, Value::Null).await;
+
+        let first = Open::start(&k, &key, "/proxy/tools/a").await;
+        let (mut stream, _) = upstream.next().await;
+        let second = Open::start(&k, &key, "/proxy/tools/b").await;
+        // What changes elsewhere lets nobody through.
+        k.api("PATCH", "/targets/tools", Some(json!({"name": "Renamed"}))).await;
+        assert_eq!(k.agent(&key, "GET", "/verify").await.status, 200, "only the target is full");
+        say(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\n").await;
+        // The second comes when the first has its last byte, and not before.
+        let early = tokio::select! {
+            biased;
+            _ = upstream.next() => true,
+            () = async {
+                k.agent(&key, "GET", "/verify").await;
+                say(&mut stream, "x").await;
+            } => false,
+        };
+        assert!(!early);
+        let (mut stream, head) = upstream.next().await;
+        assert!(head.starts_with("GET /b "), "{head}");
+        say(&mut stream, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
+        assert_eq!((first.status().await, second.status().await), (200, 204));
+
+        // An agent that leaves while it waits takes nothing with it.
+        let held = Open::start(&k, &key, "/proxy/tools/c").await;
+        let (mut stream, _) = upstream.next().await;
+        let waiting = Open::start(&k, &key, "/proxy/tools/d").await;
+        k.agent(&key, "GET", "/verify").await;
+        waiting.leave();
+        let last = Open::start(&k, &key, "/proxy/tools/e").await;
+        say(&mut stream, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
+        assert_eq!(held.status().await, 204);
+        let (mut stream, head) = upstream.next().await;
+        // The one that left may have been sent before it was seen to be gone.
+        if head.starts_with("GET /d ") {
+            drop(stream);
+            stream = upstream.next().await.0;
+        }
+        say(&mut stream, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await;
+        assert_eq!(last.status().await, 204);
+        k.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_finds_no_room_at_a_target_in_time_is_refused() {
+    let system = Settings {
+        toml:
+            "[proxy.timeouts]\nqueue = \"10ms\"\n[targets.vendor]\nbase_url = \"http://127.0.0.1:9\"\nconcurrency = 3\n\
+               [providers.sandbox.capabilities.mail]\nconcurrency = 2"
+                .to_owned(),
+        ..Settings::default()
+    };
+    let k = Keyward::with(Backend::Sqlite, system).await;
+    let upstream = Upstream::start(&k, json!({"concurrency": 1})).await;
+    let key = limited(&k, Value::Null).await;
+    let first = Open::start(&k, &key, "/proxy/tools/a").await;
+    let (mut stream, _) = upstream.next().await;
+    refused(&k.agent(&key, "GET", "/proxy/tools/b").await, "overloaded", "1");
+    refused(&k.agent(&key, "POST", "/proxy/tools/b").await, "overloaded", "1");
+    let records = k.audit("&target=tools&status=503").await;
+    assert!(records.len() == 2 && records.iter().all(|record| record["code"] == "overloaded"), "{records:?}");
+    say(&mut stream, "HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(first.status().await, 204);
+
+    k.api("PATCH", "/targets/tools", Some(json!({"concurrency": null}))).await;
+    assert!(k.api("GET", "/targets/tools", None).await["concurrency"].is_null());
+    for wrong in [json!(0), json!(10_001), json!(-1), json!("many")] {
+        let path = "/api/organizations/default/targets/tools";
+        let answer = k.admin("PATCH", path, Some(json!({"concurrency": wrong}))).await;
+        assert_eq!(answer.status, 400, "{wrong}");
+    }
+    assert_eq!(k.api("GET", "/targets/vendor", None).await["concurrency"], 3);
+    let account = k.connect("ada@example.com").await;
+    let mail = crate::harness::slug(&account, "mail");
+    assert_eq!(k.api("GET", &format!("/targets/{mail}"), None).await["concurrency"], 2);
+    k.stop().await;
+}

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::catalog::Preset;
 use crate::clock::Timestamp;
-use crate::config::StoreUrl;
+use crate::config::{Protection, StoreUrl};
 use crate::ids::{AccountId, AuditId, FlowId, JobId, KeyId, OrgId, TargetId, random};
 use crate::secret::{Secret, sha256};
 use crate::store::*;
@@ -202,6 +202,7 @@ pub(super) fn static_target(org: OrgId, slug: &str) -> TargetRow {
             credential_kind: "bearer".into(),
             credential: Some(sealed("credential")),
             fence: vec!["/**".into()],
+            protection: Protection::default(),
         },
         created_at: at(1),
         updated_at: at(1),
