@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use crate::catalog::{Base, Catalog, Injection, Patterns, Provider};
 use crate::clock::Clock;
-use crate::config::{Protection, RateLimit, SystemTarget};
+use crate::config::{Protection, RateLimit, StaticCredential, SystemTarget};
 use crate::ids::{AccountId, KeyId, TargetId};
 use crate::store::{self, PolicyAccount, PolicyRows, PolicyTarget};
 use crate::vault::Vault;
@@ -34,6 +34,8 @@ struct System {
     fence: Arc<Fence>,
     injection: Arc<Injection>,
     protection: Protection,
+    /// Whether there is a secret in what is injected.
+    secret: bool,
 }
 
 impl Compiler {
@@ -117,7 +119,7 @@ impl Compiler {
         vault: &Vault,
         before: &Policy,
     ) -> anyhow::Result<Target> {
-        let (base, fence, credential, kind, protection) = match &row.kind {
+        let (base, fence, credential, kind, protection, secret) = match &row.kind {
             store::TargetKind::Managed { account, provider, capability } => {
                 let (provider, fences) =
                     self.providers.get(provider).with_context(|| format!("no provider `{provider}` in the catalog"))?;
@@ -135,10 +137,10 @@ impl Compiler {
                     capability: capability.as_str().into(),
                     captures: data.captures.clone(),
                 };
-                (Base::parse(&url)?, fence, credential, kind, slice.protection)
+                (Base::parse(&url)?, fence, credential, kind, slice.protection, false)
             }
-            store::TargetKind::Static { base_url, credential, fence, protection, .. } => {
-                let injection = match credential {
+            store::TargetKind::Static { base_url, credential: sealed, fence, protection, .. } => {
+                let injection = match sealed {
                     Some(sealed) => {
                         let row = row.id.to_string();
                         credential::injection(&credential::unseal(vault, &row, sealed)?)?
@@ -147,12 +149,19 @@ impl Compiler {
                 };
                 let fence = Arc::new(open_fence(fence)?);
                 let credential = Credential::Ready(Arc::new(injection));
-                (Base::parse(base_url)?, fence, credential, TargetKind::Static, *protection)
+                (Base::parse(base_url)?, fence, credential, TargetKind::Static, *protection, sealed.is_some())
             }
             store::TargetKind::System => {
                 let system = self.system.get(&row.slug).context("not in gateway.toml any more")?;
                 let credential = Credential::Ready(Arc::clone(&system.injection));
-                (system.base.clone(), Arc::clone(&system.fence), credential, TargetKind::System, system.protection)
+                (
+                    system.base.clone(),
+                    Arc::clone(&system.fence),
+                    credential,
+                    TargetKind::System,
+                    system.protection,
+                    system.secret,
+                )
             }
         };
         let (slug, name) = (row.slug.as_str().into(), row.name.as_str().into());
@@ -160,7 +169,8 @@ impl Compiler {
             let same = before.rooms.get(&row.id).filter(|room| room.has(concurrency));
             same.map_or_else(|| Arc::new(Room::new(concurrency)), Arc::clone)
         });
-        Ok(Target { id: row.id, slug, name, base, fence, credential, kind, room })
+        let reflect_guard = protection.reflect_guard.unwrap_or(secret);
+        Ok(Target { id: row.id, slug, name, base, fence, credential, kind, room, reflect_guard })
     }
 }
 
@@ -194,5 +204,6 @@ fn compile_system(target: &SystemTarget) -> anyhow::Result<System> {
         fence: Arc::new(open_fence(&target.fence).context("fence")?),
         injection: Arc::new(credential::injection(&target.credential).context("credential")?),
         protection: target.protection,
+        secret: !matches!(target.credential, StaticCredential::None),
     })
 }

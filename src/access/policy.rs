@@ -71,6 +71,8 @@ pub struct Target {
     pub kind: TargetKind,
     /// How much it takes at once; `None`: anything.
     pub room: Option<Arc<Room>>,
+    /// Whether what goes into a request is hidden in the body of its answer.
+    pub reflect_guard: bool,
 }
 
 /// Which requests a target takes; shared by all targets of a capability.

@@ -42,6 +42,8 @@ pub struct TargetChange {
     pub fence: Option<Vec<String>>,
     /// New number of requests at once (`Some(None)`: any).
     pub concurrency: Option<Option<NonZeroU32>>,
+    /// Whether its secret is hidden in the bodies of answers.
+    pub reflect_guard: Option<bool>,
 }
 
 fn checked_base(url: &str) -> Result<String, AccessError> {
@@ -153,6 +155,10 @@ impl Access {
         if let Some(concurrency) = change.concurrency {
             *protection = checked_protection(Protection { concurrency, ..*protection })?;
             changed.push("concurrency");
+        }
+        if let Some(reflect_guard) = change.reflect_guard {
+            protection.reflect_guard = Some(reflect_guard);
+            changed.push("reflect_guard");
         }
         if let Some(name) = change.name {
             target.name = checked_name(&name)?;

@@ -35,6 +35,8 @@ pub(super) struct TargetView {
     /// Requests at once, from one instance; `null`: any number.
     #[schema(value_type = Option<u32>)]
     concurrency: Option<NonZeroU32>,
+    /// Its secret is hidden in the bodies of answers.
+    reflect_guard: bool,
     /// Managed: its account.
     #[serde(skip_serializing_if = "Option::is_none")]
     account_id: Option<AccountId>,
@@ -51,8 +53,10 @@ pub(super) struct TargetView {
 }
 
 impl TargetView {
-    fn protected(&mut self, protection: Protection) {
+    /// `secret`: there is one of the operator's own, which is guarded unless that is switched off.
+    fn protected(&mut self, protection: Protection, secret: bool) {
         self.concurrency = protection.concurrency;
+        self.reflect_guard = protection.reflect_guard.unwrap_or(secret);
     }
 }
 
@@ -97,6 +101,7 @@ impl<'a> Shown<'a> {
             credential: CredentialView { kind: String::new() },
             fence: Vec::new(),
             concurrency: None,
+            reflect_guard: false,
             account_id: None,
             provider: None,
             capability: None,
@@ -104,11 +109,11 @@ impl<'a> Shown<'a> {
             updated_at: row.updated_at,
         };
         match row.kind {
-            TargetKind::Static { base_url, credential_kind, fence, protection, .. } => {
+            TargetKind::Static { base_url, credential_kind, credential, fence, protection } => {
                 view.base_url = base_url;
                 view.credential.kind = credential_kind;
                 view.fence = fence;
-                view.protected(protection);
+                view.protected(protection, credential.is_some());
             }
             TargetKind::System => {
                 view.kind = Kind::System;
@@ -117,7 +122,7 @@ impl<'a> Shown<'a> {
                     view.base_url.clone_from(&target.base_url);
                     view.credential.kind = kind_of(&target.credential).to_owned();
                     view.fence.clone_from(&target.fence);
-                    view.protected(target.protection);
+                    view.protected(target.protection, !matches!(target.credential, StaticCredential::None));
                 }
             }
             TargetKind::Managed { account, provider, capability } => {
@@ -128,7 +133,7 @@ impl<'a> Shown<'a> {
                 if let Some((provider, known)) = known.and_then(|p| Some((p, p.capabilities.get(&capability)?))) {
                     view.base_url = self.filled(provider, &known.base_url, account).await?;
                     view.fence.clone_from(&known.fence_text);
-                    view.protected(known.protection);
+                    view.protected(known.protection, false);
                 }
                 view.account_id = Some(account);
                 view.provider = Some(provider);

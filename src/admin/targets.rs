@@ -50,6 +50,8 @@ struct NewTargetBody {
     /// Requests at once, from one instance, 1 to 10,000; what is more waits its turn. Default any number.
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 10_000)]
     concurrency: Option<NonZeroU32>,
+    /// Whether its secret is hidden in the bodies of answers; default when it has one.
+    reflect_guard: Option<bool>,
 }
 
 /// Changes to a static target; what is absent stays.
@@ -69,6 +71,8 @@ struct TargetChangeBody {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 10_000)]
     concurrency: Option<Option<NonZeroU32>>,
+    /// Whether its secret is hidden in the bodies of answers.
+    reflect_guard: Option<bool>,
 }
 
 /// A credential on its way in.
@@ -169,7 +173,7 @@ async fn create_target(
         base_url: body.base_url,
         credential: body.credential.into(),
         fence: body.fence,
-        protection: Protection { concurrency: body.concurrency },
+        protection: Protection { concurrency: body.concurrency, reflect_guard: body.reflect_guard },
     };
     let row = state.access.create_target(scope.org, new, &scope.actor()).await?;
     Ok((StatusCode::CREATED, Json(Shown::new(&state, scope.org).show(row).await?)))
@@ -220,6 +224,7 @@ async fn update_target(
         credential: body.credential.map(StaticCredential::from),
         fence: body.fence,
         concurrency: body.concurrency,
+        reflect_guard: body.reflect_guard,
     };
     let row = state.access.update_target(scope.org, &slug, change, &scope.actor()).await?;
     Ok(Json(Shown::new(&state, scope.org).show(row).await?))

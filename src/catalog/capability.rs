@@ -29,8 +29,10 @@ pub(super) fn capability(id: &str, mut keys: Keys<'_>, names: &Names<'_>) -> Cap
     }
     let read_text = keys.texts("read").unwrap_or_else(|| vec!["GET /**".into(), "HEAD /**".into()]);
     let read = patterns(&keys, "read", &read_text);
-    let range = Protection::CONCURRENCY;
-    let protection = Protection { concurrency: keys.number("concurrency", range).and_then(NonZeroU32::new) };
+    let protection = Protection {
+        concurrency: keys.number("concurrency", Protection::CONCURRENCY).and_then(NonZeroU32::new),
+        reflect_guard: keys.flag("reflect_guard"),
+    };
     let ask = keys.texts("ask").unwrap_or_default();
     patterns(&keys, "ask", &ask);
     let hint = keys.text("hint");

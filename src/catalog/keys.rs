@@ -179,6 +179,16 @@ impl<'a> Keys<'a> {
         map
     }
 
+    /// `true` or `false`.
+    pub(super) fn flag(&mut self, key: &'static str) -> Option<bool> {
+        let value = self.take(key)?;
+        let flag = value.as_bool();
+        if flag.is_none() {
+            self.bad(key, "must be true or false");
+        }
+        flag
+    }
+
     /// A whole number.
     pub(super) fn number(&mut self, key: &'static str, range: RangeInclusive<u32>) -> Option<u32> {
         let number = self.take(key)?.as_integer().and_then(|number| u32::try_from(number).ok());

@@ -193,7 +193,7 @@ pub struct Capability {
     pub read: Patterns,
     /// As written, for bootstrap.
     pub read_text: Vec<String>,
-    /// `concurrency`.
+    /// `concurrency`, `reflect_guard`.
     pub protection: Protection,
     /// Rules that a dashboard offers: requests a person should be asked about.
     pub ask: Vec<String>,

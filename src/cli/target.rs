@@ -51,6 +51,9 @@ struct CreateArgs {
     /// Requests at once, from one instance of the gateway; what is more waits its turn
     #[arg(long, value_name = "NUMBER")]
     concurrency: Option<u32>,
+    /// Let answers repeat the secret; without it, it is hidden in their bodies
+    #[arg(long)]
+    no_reflect_guard: bool,
     /// Send this variable's value as a bearer token
     #[arg(long, value_name = "VARIABLE")]
     bearer_env: Option<String>,
@@ -96,6 +99,7 @@ impl CreateArgs {
             "credential": self.credential(env)?,
             "fence": fence,
             "concurrency": self.concurrency,
+            "reflect_guard": self.no_reflect_guard.then_some(false),
         }))
     }
 

@@ -241,6 +241,9 @@ pub struct Protection {
     /// Requests at once; `None`: any number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<NonZeroU32>,
+    /// Whether its secret is hidden in the bodies of answers; `None`: as is usual for its kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reflect_guard: Option<bool>,
 }
 
 impl Protection {
@@ -259,7 +262,7 @@ pub struct SystemTarget {
     pub credential: StaticCredential,
     /// Patterns; default `/**`.
     pub fence: Vec<String>,
-    /// `concurrency`.
+    /// `concurrency`, `reflect_guard`.
     pub protection: Protection,
 }
 

@@ -55,7 +55,10 @@ pub(super) fn read(section: &Section<'_>, around: &Around<'_>) -> BTreeMap<Strin
 fn protection(target: &Section<'_>) -> Protection {
     let range = Protection::CONCURRENCY;
     let concurrency = target.number("concurrency", *range.start() as usize..=*range.end() as usize);
-    Protection { concurrency: concurrency.and_then(|number| NonZeroU32::new(u32::try_from(number).ok()?)) }
+    Protection {
+        concurrency: concurrency.and_then(|number| NonZeroU32::new(u32::try_from(number).ok()?)),
+        reflect_guard: target.flag("reflect_guard"),
+    }
 }
 
 fn is_slug(text: &str) -> bool {

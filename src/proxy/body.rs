@@ -8,6 +8,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::load::UnderWay;
+use super::reflect::Mask;
 use super::upstream::Lease;
 use crate::audit::Receipt;
 
@@ -20,8 +21,8 @@ enum Kind {
 }
 
 impl ReplyBody {
-    pub(super) fn upstream(incoming: Incoming, lease: Lease, receipt: Receipt) -> Self {
-        Self(Kind::Upstream(Streamed { relay: Relay::new(incoming, lease), receipt }), None)
+    pub(super) fn upstream(incoming: Incoming, lease: Lease, mask: Option<Box<Mask>>, receipt: Receipt) -> Self {
+        Self(Kind::Upstream(Streamed { relay: Relay::new(incoming, lease), mask, receipt }), None)
     }
 
     /// Of Keyward's own making; without a receipt for answers that are nobody's business, such as health checks.
@@ -45,6 +46,8 @@ impl ReplyBody {
 /// An upstream's body and the receipt that waits for its end.
 struct Streamed {
     relay: Relay,
+    /// Hides the request's secrets, where that is wanted.
+    mask: Option<Box<Mask>>,
     receipt: Receipt,
 }
 
@@ -160,14 +163,17 @@ impl Body for ReplyBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match &mut self.get_mut().0 {
-            Kind::Upstream(streamed) => Pin::new(&mut streamed.relay).poll_frame(cx),
+            Kind::Upstream(Streamed { relay, mask: None, .. }) => Pin::new(relay).poll_frame(cx),
+            Kind::Upstream(Streamed { relay, mask: Some(mask), .. }) => mask.poll(relay, cx),
             Kind::Fixed(fixed) => Poll::Ready(fixed.bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Upstream(streamed) => streamed.relay.is_end_stream(),
+            Kind::Upstream(streamed) => {
+                streamed.relay.is_end_stream() && streamed.mask.as_ref().is_none_or(|mask| mask.is_empty())
+            }
             Kind::Fixed(fixed) => fixed.bytes.is_none(),
         }
     }

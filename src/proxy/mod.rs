@@ -12,6 +12,7 @@ mod key;
 mod load;
 mod outbound;
 mod path;
+mod reflect;
 mod refusal;
 mod upload;
 mod upstream;
@@ -124,7 +125,7 @@ impl Gateway {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
         let mut response = match self.forward(request, place, &mut receipt).await {
-            Ok(reply) => answer(reply, receipt),
+            Ok((reply, bearer)) => answer(reply, &bearer, receipt),
             Err(refusal) => self.refuse(&refusal, Some(receipt)),
         };
         response.body_mut().keep(under_way);
@@ -140,7 +141,13 @@ impl Gateway {
     }
 
     /// The way of a request, in the order in which things are decided. Each step takes what the one before made.
-    async fn forward(&self, request: Request<Incoming>, place: Place, receipt: &mut Receipt) -> Result<Reply, Refusal> {
+    /// The answer, and the credential that it must not tell.
+    async fn forward(
+        &self,
+        request: Request<Incoming>,
+        place: Place,
+        receipt: &mut Receipt,
+    ) -> Result<(Reply, Bearer), Refusal> {
         note(receipt, &request, &place);
         refuse_method(request.method())?;
         let call = Call::parse(request, place, &self.shared.limits)?;
@@ -155,9 +162,9 @@ impl Gateway {
         receipt.intend().await?;
         let reply = self.upstreams.send(outbound).await?;
         if reply.response.status() == StatusCode::UNAUTHORIZED && bearer.generation() != 0 {
-            return self.doubted(reply, grant, &bearer, again).await;
+            return self.doubted(reply, grant, bearer, again).await;
         }
-        Ok(reply)
+        Ok((reply, bearer))
     }
 
     /// Who asks, and whether they may: on one view of keys and grants, which is let go before anything waits.
@@ -185,9 +192,9 @@ impl Gateway {
         &self,
         refused: Reply,
         grant: Grant,
-        bearer: &Bearer,
+        bearer: Bearer,
         again: Option<Again>,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<(Reply, Bearer), Refusal> {
         let accounts = Arc::clone(&self.shared.accounts);
         let generation = bearer.generation();
         let Some(again) = again else {
@@ -195,15 +202,16 @@ impl Gateway {
             self.shared.shutdown.spawn(async move {
                 let _ = accounts.doubt(&grant, generation).await;
             });
-            return Ok(refused);
+            return Ok((refused, bearer));
         };
         match accounts.doubt(&grant, generation).await {
             Ok(Some(newer)) => {
                 drop(refused);
-                self.upstreams.send(again.with(&newer)?).await
+                let reply = self.upstreams.send(again.with(&newer)?).await?;
+                Ok((reply, newer))
             }
             Err(error @ TokenError::Disconnected { .. }) => Err(error.into()),
-            Ok(None) | Err(TokenError::Unavailable { .. } | TokenError::Gone) => Ok(refused),
+            Ok(None) | Err(TokenError::Unavailable { .. } | TokenError::Gone) => Ok((refused, bearer)),
         }
     }
 
@@ -258,16 +266,18 @@ fn refuse_method(method: &Method) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// An upstream's answer as the agent gets it: status, reason and body as they came.
-fn answer(reply: Reply, mut receipt: Receipt) -> Response<ReplyBody> {
+/// An upstream's answer as the agent gets it: status, reason and body as they came, but for what was put into the request.
+fn answer(reply: Reply, bearer: &Bearer, mut receipt: Receipt) -> Response<ReplyBody> {
     let Reply { response, lease, target } = reply;
     let (mut parts, incoming) = response.into_parts();
     parts.version = Version::HTTP_11;
     headers::clean_answer(&mut parts.headers);
+    reflect::hide_in_head(&mut parts, bearer.injection());
     headers::relocate(&mut parts.headers, &target.base, &target.slug);
     identified(&mut parts.headers, receipt.request_id());
     receipt.answered(parts.status, None);
-    Response::from_parts(parts, ReplyBody::upstream(incoming, lease, receipt))
+    let mask = reflect::mask(&target, bearer.injection(), &parts.headers);
+    Response::from_parts(parts, ReplyBody::upstream(incoming, lease, mask, receipt))
 }
 
 /// One of Keyward's own answers.

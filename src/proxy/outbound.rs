@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
 use super::call::Line;
 use super::upload::{RequestBody, Upload};
-use super::{Refusal, headers, path};
+use super::{Refusal, headers, path, reflect};
 use crate::access::{Grant, Target};
 use crate::accounts::Bearer;
 use crate::catalog::{Base, Injection};
@@ -78,6 +78,7 @@ fn assemble(
     let uri = url(&target.base, &line, injection)?;
     fields.insert(HOST, target.base.authority.clone());
     frame(&mut fields, &line.method, &body);
+    reflect::ask_plainly(&target, &mut fields);
     match injection {
         Injection::Headers(ours) | Injection::Query { headers: ours, .. } => headers::inject(&mut fields, ours),
     }

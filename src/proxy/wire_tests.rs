@@ -66,6 +66,7 @@ fn target(address: SocketAddr) -> Arc<Target> {
         credential: Credential::Ready(Arc::new(Injection::Headers(Vec::new()))),
         kind: TargetKind::Static,
         room: None,
+        reflect_guard: false,
     })
 }
 

@@ -66,12 +66,13 @@ impl Open {
 }
 
 /// An upstream that answers when the test says so.
-struct Upstream {
+pub struct Upstream {
     listener: TcpListener,
 }
 
 impl Upstream {
-    async fn start(k: &Keyward, more: Value) -> Self {
+    /// As the target `tools`.
+    pub async fn start(k: &Keyward, more: Value) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut target = json!({
             "slug": "tools", "name": "Tools", "base_url": format!("http://{}", listener.local_addr().unwrap()),
@@ -83,17 +84,22 @@ impl Upstream {
     }
 
     /// The next request that arrives, its head read.
-    async fn next(&self) -> (TcpStream, String) {
-        let (mut stream, _) = self.listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        (stream, String::from_utf8(head).unwrap())
+    pub async fn next(&self) -> (TcpStream, String) {
+        next(&self.listener).await
     }
 }
 
-async fn say(stream: &mut TcpStream, text: &str) {
+/// The next request that arrives there, its head read.
+pub async fn next(listener: &TcpListener) -> (TcpStream, String) {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    (stream, String::from_utf8(head).unwrap())
+}
+
+pub async fn say(stream: &mut TcpStream, text: &str) {
     stream.write_all(text.as_bytes()).await.unwrap();
 }
 

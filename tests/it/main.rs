@@ -18,6 +18,7 @@ mod limits;
 mod maintenance;
 mod proxy;
 mod reconnect;
+mod reflect;
 mod refresh;
 mod secrecy;
 mod store_failure;

@@ -133,7 +133,7 @@ async fn a_static_target_lives_under_a_slug_of_its_own() {
             credential_kind: "none".into(),
             credential: None,
             fence: vec!["/a".into(), "/b/**".into()],
-            protection: Protection { concurrency: std::num::NonZeroU32::new(5) },
+            protection: Protection { concurrency: std::num::NonZeroU32::new(5), reflect_guard: Some(false) },
         };
         crm.updated_at = at(50);
         f.store.update_target(&crm, &note()).await.unwrap();
@@ -148,7 +148,7 @@ async fn a_static_target_lives_under_a_slug_of_its_own() {
         assert_eq!((base_url.as_str(), credential_kind.as_str()), ("https://crm.example.com", "none"));
         assert!(credential.is_none());
         assert_eq!(fence, ["/a", "/b/**"]);
-        assert_eq!(protection.concurrency, std::num::NonZeroU32::new(5));
+        assert_eq!((protection.concurrency, protection.reflect_guard), (std::num::NonZeroU32::new(5), Some(false)));
 
         let slugs = |targets: Paged<TargetRow>| targets.items.into_iter().map(|row| row.slug).collect::<Vec<_>>();
         assert_eq!(slugs(f.store.targets(f.org, &all()).await.unwrap()), ["models", "crm"]);
