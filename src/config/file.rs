@@ -123,6 +123,7 @@ fn proxy(section: Section<'_>) -> Proxy {
             head: size(&limits, "head", 8 << 10..=1 << 20).unwrap_or(32 << 10),
             headers: limits.number("headers", 10..=1000).unwrap_or(100),
             request_body: limits.text("request_body", or_none(parse_size)).unwrap_or(Some(1 << 30)),
+            request_body_rate: limits.text("request_body_rate", or_none(parse_size)).unwrap_or(Some(100)),
             connections: limits.number("connections", 1..=1_000_000).unwrap_or(10_000),
             // Fewer than the audit trail has places for, or a full load would wait there instead of being refused.
             requests: limits.number("requests", 1..=16_000).unwrap_or(10_000),

@@ -89,6 +89,8 @@ pub struct Limits {
     pub headers: usize,
     /// Bytes of a request body; `None`: any. Default 1 GiB.
     pub request_body: Option<u64>,
+    /// Bytes a second of a request body, at least, over `[proxy.timeouts] idle`; `None`: any trickle. Default 100.
+    pub request_body_rate: Option<u64>,
     /// Agent connections at once. Default 10,000.
     pub connections: usize,
     /// Requests of agents under way at once; shared out evenly among the workers. Default 10,000.

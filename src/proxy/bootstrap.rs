@@ -83,10 +83,7 @@ struct Stored {
 impl Gateway {
     /// Answers `/bootstrap` and `/verify`.
     pub(super) async fn told(&self, request: Request<Incoming>) -> Response<ReplyBody> {
-        let under_way = match self.enter() {
-            Ok(under_way) => under_way,
-            Err(overloaded) => return overloaded,
-        };
+        let Some(under_way) = self.load.enter() else { return self.shed() };
         let Ok(mut receipt) = self.shared.audit.open(request.method()).await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };

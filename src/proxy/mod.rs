@@ -31,7 +31,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use hyper::body::Incoming;
 
 use self::call::{Call, Place};
-use self::load::{Load, UnderWay};
+use self::load::Load;
 use self::outbound::{Again, Outbound};
 use self::refusal::{REQUEST_ID, Refusal};
 use self::upstream::{Reply, Upstreams};
@@ -117,10 +117,7 @@ impl Gateway {
     }
 
     async fn proxied(&self, request: Request<Incoming>, place: Place) -> Response<ReplyBody> {
-        let under_way = match self.enter() {
-            Ok(under_way) => under_way,
-            Err(overloaded) => return overloaded,
-        };
+        let Some(under_way) = self.load.enter() else { return self.shed() };
         let Ok(mut receipt) = self.shared.audit.open(request.method()).await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
@@ -132,12 +129,10 @@ impl Gateway {
         response
     }
 
-    /// Counts a request as under way, or refuses it because too many are: unrecorded, because even that costs something.
-    fn enter(&self) -> Result<UnderWay, Response<ReplyBody>> {
-        self.load.enter().ok_or_else(|| {
-            self.shared.metrics.requests_shed.inc();
-            self.refuse(&Refusal::Overloaded, None)
-        })
+    /// Refuses a request because too many are under way: unrecorded, because even that costs something.
+    fn shed(&self) -> Response<ReplyBody> {
+        self.shared.metrics.requests_shed.inc();
+        self.refuse(&Refusal::Overloaded, None)
     }
 
     /// The way of a request, in the order in which things are decided. Each step takes what the one before made.

@@ -51,6 +51,8 @@ pub(super) struct Upstreams {
     connect: Duration,
     handshake: Duration,
     idle: Ticks,
+    /// Bytes of a request body in each idle time.
+    least: u64,
     total: Option<Ticks>,
     kept: Ticks,
     ticker: Ticker,
@@ -118,6 +120,7 @@ impl Upstreams {
             connect: timeouts.connect,
             handshake: timeouts.handshake,
             idle: Ticks::of(timeouts.idle),
+            least: limits.request_body_rate.unwrap_or(0).saturating_mul(timeouts.idle.as_secs()).max(1),
             total: timeouts.total.map(Ticks::of),
             kept: Ticks::of(KEPT),
             ticker: Ticker::new(),
@@ -128,7 +131,7 @@ impl Upstreams {
 
     /// Takes a request's body in hand; waits for a small one.
     pub(super) async fn take_body(&self, incoming: Incoming, limit: Option<u64>) -> Result<RequestBody, Refusal> {
-        RequestBody::take(incoming, limit, &self.ticker, self.idle).await
+        RequestBody::take(incoming, limit, self.least, &self.ticker, self.idle).await
     }
 
     /// Sends a request and waits for the answer's head. Sent at most once: the only second try is for a request that

@@ -33,8 +33,15 @@ use crate::shutdown::Shutdown;
 const LIMIT: u64 = 8_000_000;
 
 fn upstreams() -> Upstreams {
-    let limits =
-        Limits { head: 8192, headers: 100, request_body: Some(LIMIT), connections: 100, requests: 100, per_key: None };
+    let limits = Limits {
+        head: 8192,
+        headers: 100,
+        request_body: Some(LIMIT),
+        request_body_rate: None,
+        connections: 100,
+        requests: 100,
+        per_key: None,
+    };
     let timeouts = Timeouts {
         connect: Duration::from_secs(5),
         handshake: Duration::from_secs(5),

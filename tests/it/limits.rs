@@ -308,3 +308,43 @@ async fn who_finds_no_room_at_a_target_in_time_is_refused() {
     assert_eq!(k.api("GET", &format!("/targets/{mail}"), None).await["concurrency"], 2);
     k.stop().await;
 }
+
+/// What becomes of a body that brings a byte five times a second: the answer's first line, or nothing when it still goes on
+/// after so many bytes.
+async fn trickled(k: &Keyward, key: &Key, bytes: usize) -> Option<String> {
+    let mut stream = TcpStream::connect(k.app.proxy_address()).await.unwrap();
+    let head = format!(
+        "POST /proxy/tools/echo HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n",
+        key.secret
+    );
+    say(&mut stream, &head).await;
+    let mut answer = [0; 64];
+    for _ in 0..bytes {
+        let pause = tokio::time::sleep(Duration::from_millis(200));
+        tokio::select! {
+            read = stream.read(&mut answer) => {
+                let text = String::from_utf8_lossy(&answer[..read.unwrap()]).into_owned();
+                return text.lines().next().map(str::to_owned);
+            }
+            () = pause => say(&mut stream, "1\r\nx\r\n").await,
+        }
+    }
+    None
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_only_trickles_is_cut() {
+    let cut = Some("HTTP/1.1 408 Request Timeout");
+    for (rate, bytes, expected) in [("100 B", 300, cut), ("none", 15, None), ("1 B", 15, None)] {
+        let toml = format!("[proxy.timeouts]\nidle = \"1s\"\n[proxy.limits]\nrequest_body_rate = \"{rate}\"");
+        let k = Keyward::with(Backend::Sqlite, settings(&toml)).await;
+        k.tools().await;
+        let key = limited(&k, Value::Null).await;
+        assert_eq!(trickled(&k, &key, bytes).await.as_deref(), expected, "{rate}");
+        if expected.is_some() {
+            let records = k.audit("&target=tools&status=408").await;
+            assert_eq!((records.len(), records[0]["code"].as_str()), (1, Some("timeout")));
+        }
+        k.stop().await;
+    }
+}
