@@ -93,7 +93,14 @@ impl utoipa::ToSchema for Timestamp {}
 
 /// Where the time comes from: the system, or a value that a test moves.
 #[derive(Clone, Debug, Default)]
-pub struct Clock(Option<Arc<AtomicI64>>);
+pub struct Clock(Option<Arc<Held>>);
+
+/// Time that passes when it is told to, in ms since 1970, and how far the wall clock was set away from it.
+#[derive(Debug)]
+struct Held {
+    passed: AtomicI64,
+    set: AtomicI64,
+}
 
 impl Clock {
     /// The system's clock.
@@ -105,14 +112,14 @@ impl Clock {
     /// A clock that stands at `start` until it is moved with [`Clock::advance`]. Clones move together.
     #[must_use]
     pub fn held(start: Timestamp) -> Self {
-        Self(Some(Arc::new(AtomicI64::new(start.millis()))))
+        Self(Some(Arc::new(Held { passed: AtomicI64::new(start.millis()), set: AtomicI64::new(0) })))
     }
 
     /// What time it is.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
-            Some(held) => Timestamp(held.load(Ordering::SeqCst)),
+            Some(held) => Timestamp(held.passed.load(Ordering::SeqCst) + held.set.load(Ordering::SeqCst)),
             None => {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
@@ -126,7 +133,7 @@ impl Clock {
     pub fn monotonic(&self) -> Duration {
         static START: OnceLock<Instant> = OnceLock::new();
         match &self.0 {
-            Some(held) => Duration::from_millis(u64::try_from(held.load(Ordering::SeqCst)).unwrap_or(0)),
+            Some(held) => Duration::from_millis(u64::try_from(held.passed.load(Ordering::SeqCst)).unwrap_or(0)),
             None => START.get_or_init(Instant::now).elapsed(),
         }
     }
@@ -134,8 +141,21 @@ impl Clock {
     /// Moves a held clock forward; the system's clock is left alone.
     pub fn advance(&self, span: Duration) {
         if let Some(held) = &self.0 {
-            held.fetch_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX), Ordering::SeqCst);
+            held.passed.fetch_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX), Ordering::SeqCst);
         }
+    }
+
+    /// Sets the wall time of a held clock, as an operator does or a time server: no time passes. The system's clock is
+    /// left alone.
+    pub fn set(&self, to: Timestamp) {
+        if let Some(held) = &self.0 {
+            held.set.store(to.millis() - held.passed.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+    }
+
+    /// What other clocks say beside a held one, which goes with them until it is set; `None`: ask them.
+    pub(crate) fn beside(&self) -> Option<Timestamp> {
+        self.0.as_ref().map(|held| Timestamp(held.passed.load(Ordering::SeqCst)))
     }
 }
 
@@ -150,6 +170,16 @@ mod tests {
         assert_eq!(clock.now(), other.now());
         clock.advance(Duration::from_secs(2));
         assert_eq!(other.now().millis(), 3_000);
+    }
+
+    #[test]
+    fn setting_a_held_clock_lets_no_time_pass() {
+        let clock = Clock::held(Timestamp::from_millis(5_000));
+        let before = clock.monotonic();
+        clock.set(Timestamp::from_millis(1_000));
+        assert_eq!((clock.now().millis(), clock.monotonic()), (1_000, before));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!((clock.now().millis(), clock.beside()), (2_000, Some(Timestamp::from_millis(6_000))));
     }
 
     #[test]

@@ -62,6 +62,13 @@ create table accounts (
     lease_owner text,
     lease_until bigint,
     refresh_started_at bigint,
+    -- Refreshes that failed in passing since the last that did not, before when there is no further one, and since when
+    -- the provider has said nothing but what nobody understands.
+    refresh_failures bigint not null default 0,
+    next_attempt_at bigint,
+    unknown_since bigint,
+    -- When the account last went to or came from `disconnected`: what other instances look for.
+    standing_at bigint,
     -- When people were told that the refresh token itself ends soon.
     reconnect_soon_at bigint,
     created_at bigint not null,
@@ -72,17 +79,21 @@ create table accounts (
 );
 create unique index accounts_by_identity on accounts (organization, provider, subject) where removed_at is null;
 create index accounts_by_unresolved on accounts (refresh_started_at) where refresh_started_at is not null;
-create index accounts_by_trouble on accounts (updated_at) where status = 'degraded' and removed_at is null;
+create index accounts_by_trouble on accounts (next_attempt_at) where status = 'degraded' and removed_at is null;
+create index accounts_by_standing on accounts (standing_at) where standing_at is not null;
 create index accounts_by_idleness on accounts (access_expires_at) where status = 'connected' and removed_at is null;
 create index accounts_by_refresh_end on accounts (refresh_expires_at) where refresh_expires_at is not null;
 create index accounts_by_organization on accounts (organization, id) where removed_at is null;
 
--- Refresh tokens that were received and lost the race to be stored; tried before an account is given up.
+-- Refresh tokens that were received and could not become the current one; tried before an account is given up. One that
+-- came in place of the current one (beside an access token of no use) is tried before it, as long as the account's
+-- generation is the one named here.
 create table token_candidates (
     id text primary key not null,
     account text not null references accounts (id),
     token blob not null,
-    received_at bigint not null
+    received_at bigint not null,
+    successor_of bigint
 );
 create index token_candidates_by_account on token_candidates (account, id);
 
@@ -100,6 +111,7 @@ create table targets (
     credential blob,
     fence text,
     protection text,
+    transport text,
     created_at bigint not null,
     updated_at bigint not null,
     check ((kind = 'system') = (organization is null))

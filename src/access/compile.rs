@@ -8,8 +8,9 @@ use anyhow::Context;
 
 use crate::catalog::{Base, Catalog, Injection, Patterns, Provider};
 use crate::clock::Clock;
-use crate::config::{Protection, RateLimit, StaticCredential, SystemTarget};
+use crate::config::{Protection, RateLimit, StaticCredential, SystemTarget, TargetTls, Transport};
 use crate::ids::{AccountId, KeyId, TargetId};
+use crate::net::ClientTls;
 use crate::store::{self, PolicyAccount, PolicyRows, PolicyTarget};
 use crate::vault::Vault;
 
@@ -36,6 +37,8 @@ struct System {
     protection: Protection,
     /// Whether there is a secret in what is injected.
     secret: bool,
+    transport: Transport,
+    tls: Option<ClientTls>,
 }
 
 impl Compiler {
@@ -119,7 +122,8 @@ impl Compiler {
         vault: &Vault,
         before: &Policy,
     ) -> anyhow::Result<Target> {
-        let (base, fence, credential, kind, protection, secret) = match &row.kind {
+        let (mut tls, mut secret) = (None, false);
+        let (base, fence, credential, kind, protection, transport) = match &row.kind {
             store::TargetKind::Managed { account, provider, capability } => {
                 let (provider, fences) =
                     self.providers.get(provider).with_context(|| format!("no provider `{provider}` in the catalog"))?;
@@ -137,9 +141,10 @@ impl Compiler {
                     capability: capability.as_str().into(),
                     captures: data.captures.clone(),
                 };
-                (Base::parse(&url)?, fence, credential, kind, slice.protection, false)
+                (Base::parse(&url)?, fence, credential, kind, slice.protection, slice.transport)
             }
-            store::TargetKind::Static { base_url, credential: sealed, fence, protection, .. } => {
+            store::TargetKind::Static { base_url, credential: sealed, fence, protection, transport, .. } => {
+                secret = sealed.is_some();
                 let injection = match sealed {
                     Some(sealed) => {
                         let row = row.id.to_string();
@@ -149,29 +154,30 @@ impl Compiler {
                 };
                 let fence = Arc::new(open_fence(fence)?);
                 let credential = Credential::Ready(Arc::new(injection));
-                (Base::parse(base_url)?, fence, credential, TargetKind::Static, *protection, sealed.is_some())
+                (Base::parse(base_url)?, fence, credential, TargetKind::Static, *protection, *transport)
             }
             store::TargetKind::System => {
                 let system = self.system.get(&row.slug).context("not in gateway.toml any more")?;
                 let credential = Credential::Ready(Arc::clone(&system.injection));
-                (
-                    system.base.clone(),
-                    Arc::clone(&system.fence),
-                    credential,
-                    TargetKind::System,
-                    system.protection,
-                    system.secret,
-                )
+                tls.clone_from(&system.tls);
+                secret = system.secret;
+                let (base, fence) = (system.base.clone(), Arc::clone(&system.fence));
+                (base, fence, credential, TargetKind::System, system.protection, system.transport)
             }
         };
         let (slug, name) = (row.slug.as_str().into(), row.name.as_str().into());
-        let room = protection.concurrency.map(|concurrency| {
-            let same = before.rooms.get(&row.id).filter(|room| room.has(concurrency));
-            same.map_or_else(|| Arc::new(Room::new(concurrency)), Arc::clone)
-        });
+        let room = room(row.id, protection, before);
         let reflect_guard = protection.reflect_guard.unwrap_or(secret);
-        Ok(Target { id: row.id, slug, name, base, fence, credential, kind, room, reflect_guard })
+        let (id, changed) = (row.id, row.updated_at);
+        Ok(Target { id, slug, name, base, fence, credential, kind, room, reflect_guard, transport, tls, changed })
     }
+}
+
+/// The one that the target had before, while it takes as many.
+fn room(target: TargetId, protection: Protection, before: &Policy) -> Option<Arc<Room>> {
+    let concurrency = protection.concurrency?;
+    let same = before.rooms.get(&target).filter(|room| room.has(concurrency));
+    Some(same.map_or_else(|| Arc::new(Room::new(concurrency)), Arc::clone))
 }
 
 fn with_fences(provider: &Arc<Provider>) -> (Arc<Provider>, Fences) {
@@ -205,5 +211,13 @@ fn compile_system(target: &SystemTarget) -> anyhow::Result<System> {
         injection: Arc::new(credential::injection(&target.credential).context("credential")?),
         protection: target.protection,
         secret: !matches!(target.credential, StaticCredential::None),
+        transport: target.transport,
+        tls: target.tls.as_ref().map(compile_tls).transpose()?,
     })
+}
+
+fn compile_tls(tls: &TargetTls) -> anyhow::Result<ClientTls> {
+    let authorities: Vec<_> = tls.authorities.iter().map(|path| path.as_path()).collect();
+    let client = tls.client.as_ref().map(|files| (files.cert.as_path(), files.key.as_path()));
+    ClientTls::new(&authorities, client).context("ca_file, client_cert, client_key")
 }

@@ -13,7 +13,7 @@ mod targets;
 pub use acts::{AccessError, KeyChange, NewKey};
 pub use keys::{AgentKey, KeyError};
 pub use limits::{Limited, NoRoom, Room};
-pub use policy::{Agent, Credential, Fence, Grant, Policy, Reject, Target, TargetKind, Verdict};
+pub use policy::{Agent, Caller, Credential, Fence, Grant, Policy, Reject, Target, TargetKind, Verdict};
 pub use spread::Stale;
 pub use targets::{NewTarget, TargetChange};
 

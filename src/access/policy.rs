@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use http::Method;
@@ -10,7 +11,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::catalog::{Base, Inject, Injection, Patterns, Provider};
 use crate::clock::Timestamp;
+use crate::config::Transport;
 use crate::ids::{AccountId, KeyId, OrgId, TargetId};
+use crate::net::ClientTls;
 use crate::store::{Captures, GrantAccess};
 
 use super::limits::{KeyLimit, Limited, Room};
@@ -73,6 +76,12 @@ pub struct Target {
     pub room: Option<Arc<Room>>,
     /// Whether what goes into a request is hidden in the body of its answer.
     pub reflect_guard: bool,
+    /// How it is spoken to.
+    pub transport: Transport,
+    /// Trust and identity, where the target has its own.
+    pub tls: Option<ClientTls>,
+    /// The last change: a connection that was made before belongs to what the target was then.
+    pub changed: Timestamp,
 }
 
 /// Which requests a target takes; shared by all targets of a capability.
@@ -126,12 +135,29 @@ pub enum TargetKind {
     System,
 }
 
+/// An agent that has shown its key: only [`Policy::identify`] makes one.
+pub struct Caller {
+    agent: Arc<Agent>,
+    hash: [u8; 32],
+    from: IpAddr,
+}
+
+impl Deref for Caller {
+    type Target = Agent;
+
+    fn deref(&self) -> &Agent {
+        &self.agent
+    }
+}
+
 /// The right to send one request to one target: only [`Policy::verdict`] makes one.
 #[derive(Clone)]
 pub struct Grant {
     target: Arc<Target>,
     key: KeyId,
     access: GrantAccess,
+    hash: [u8; 32],
+    from: IpAddr,
 }
 
 impl Grant {
@@ -149,6 +175,23 @@ impl Grant {
     #[must_use]
     pub fn access(&self) -> GrantAccess {
         self.access
+    }
+
+    /// Whether it covers a WebSocket at this path: the target lets them through, and the grant may write, or the target's
+    /// capability says with the method `WEBSOCKET` that this one is reading.
+    #[must_use]
+    pub fn permits_websocket(&self, path: &str) -> bool {
+        let reading = || {
+            let method = Method::from_bytes(b"WEBSOCKET");
+            method.is_ok_and(|method| self.target.fence.read.matches(&method, path))
+        };
+        self.target.transport.websocket && (self.access == GrantAccess::Write || reading())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn to(target: Arc<Target>) -> Self {
+        let from = IpAddr::from([127, 0, 0, 1]);
+        Self { target, key: KeyId::new(), access: GrantAccess::Write, hash: [0; 32], from }
     }
 }
 
@@ -182,9 +225,14 @@ impl Policy {
     ///
     /// # Errors
     /// [`Reject`].
-    pub fn identify(&self, presented: &[u8], from: IpAddr, now: Timestamp) -> Result<Arc<Agent>, Reject> {
+    pub fn identify(&self, presented: &[u8], from: IpAddr, now: Timestamp) -> Result<Caller, Reject> {
         let hash = super::keys::hash_presented(presented).map_err(|_| Reject::InvalidKey)?;
-        let candidate = self.agents.get(&hash).ok_or(Reject::InvalidKey)?;
+        let agent = Arc::clone(self.agent(&hash, from, now)?);
+        Ok(Caller { agent, hash, from })
+    }
+
+    fn agent(&self, hash: &[u8; 32], from: IpAddr, now: Timestamp) -> Result<&Arc<Agent>, Reject> {
+        let candidate = self.agents.get(hash).ok_or(Reject::InvalidKey)?;
         if candidate.until.is_some_and(|until| now >= until) {
             return Err(Reject::InvalidKey);
         }
@@ -193,12 +241,23 @@ impl Policy {
         if !agent.allowed_ips.is_empty() && !agent.allowed_ips.iter().any(|net| net.contains(&from)) {
             return Err(Reject::AddressNotAllowed);
         }
-        Ok(Arc::clone(agent))
+        Ok(agent)
+    }
+
+    /// Whether a grant that was given before would be given now: its key still works from there, and still has the
+    /// target with no less access.
+    #[must_use]
+    pub fn upholds(&self, grant: &Grant, now: Timestamp) -> bool {
+        let Ok(agent) = self.agent(&grant.hash, grant.from, now) else { return false };
+        agent.grants.get(&*grant.target.slug).is_some_and(|granted| {
+            let as_much = grant.access == GrantAccess::Read || granted.access == GrantAccess::Write;
+            granted.target.id == grant.target.id && as_much
+        })
     }
 
     /// What may happen to this request. `path` is the raw path below the target: starts with `/`, no query.
     #[must_use]
-    pub fn verdict(&self, agent: &Agent, slug: &str, method: &Method, path: &str) -> Verdict {
+    pub fn verdict(&self, agent: &Caller, slug: &str, method: &Method, path: &str) -> Verdict {
         let Some(granted) = agent.grants.get(slug) else {
             return Verdict::TargetNotFound;
         };
@@ -206,7 +265,8 @@ impl Policy {
         if !target.fence.permits(granted.access, method, path) {
             return Verdict::NotPermitted(Arc::clone(target));
         }
-        Verdict::Allow(Grant { target: Arc::clone(target), key: agent.key, access: granted.access })
+        let (target, key, access) = (Arc::clone(target), agent.key, granted.access);
+        Verdict::Allow(Grant { target, key, access, hash: agent.hash, from: agent.from })
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::audit::Actor;
 use crate::catalog::Base;
-use crate::config::{Protection, StaticCredential};
+use crate::config::{Protection, StaticCredential, Transport};
 use crate::ids::{OrgId, TargetId};
 use crate::store::{self, TargetKind, TargetRow};
 
@@ -27,6 +27,8 @@ pub struct NewTarget {
     pub fence: Vec<String>,
     /// How it is looked after.
     pub protection: Protection,
+    /// How it is spoken to.
+    pub transport: Transport,
 }
 
 /// Changes to a static target; `None` leaves a field.
@@ -44,6 +46,10 @@ pub struct TargetChange {
     pub concurrency: Option<Option<NonZeroU32>>,
     /// Whether its secret is hidden in the bodies of answers.
     pub reflect_guard: Option<bool>,
+    /// Whether HTTP/2 is not offered.
+    pub http1_only: Option<bool>,
+    /// Whether WebSocket handshakes are forwarded.
+    pub websocket: Option<bool>,
 }
 
 fn checked_base(url: &str) -> Result<String, AccessError> {
@@ -95,6 +101,7 @@ impl Access {
                 credential: credential::seal(&self.vault, &id.to_string(), &new.credential)?,
                 fence: checked_fence(&new.fence)?,
                 protection: checked_protection(new.protection)?,
+                transport: new.transport,
             },
             created_at: now,
             updated_at: now,
@@ -129,7 +136,9 @@ impl Access {
     ) -> Result<TargetRow, AccessError> {
         let mut target = self.static_target(org, slug).await?;
         let id = target.id.to_string();
-        let TargetKind::Static { base_url, credential_kind, credential, fence, protection } = &mut target.kind else {
+        let TargetKind::Static { base_url, credential_kind, credential, fence, protection, transport } =
+            &mut target.kind
+        else {
             return Err(AccessError::ManagedTarget);
         };
         let mut changed = Vec::new();
@@ -159,6 +168,14 @@ impl Access {
         if let Some(reflect_guard) = change.reflect_guard {
             protection.reflect_guard = Some(reflect_guard);
             changed.push("reflect_guard");
+        }
+        if let Some(http1_only) = change.http1_only {
+            transport.http1_only = http1_only;
+            changed.push("http1_only");
+        }
+        if let Some(websocket) = change.websocket {
+            transport.websocket = websocket;
+            changed.push("websocket");
         }
         if let Some(name) = change.name {
             target.name = checked_name(&name)?;

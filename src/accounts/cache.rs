@@ -70,12 +70,10 @@ pub(super) struct Slot {
     trouble: Mutex<Trouble>,
 }
 
-/// How a row of failures goes.
+/// What went wrong lately.
 #[derive(Default, Clone, Copy)]
 pub(super) struct Trouble {
-    /// Failures since the last success.
-    pub(super) failures: u32,
-    /// Why the last one failed.
+    /// Why the last refresh failed, if it did.
     pub(super) reason: Option<Reason>,
     /// The generation that a doubt brought, and until when it is not doubted itself.
     trusted: Option<(i64, Duration)>,
@@ -135,7 +133,6 @@ impl Slot {
     /// Notes a failure: no further try before `until`.
     pub(super) fn failed(&self, reason: Reason, until: Duration) {
         let mut trouble = self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        trouble.failures = trouble.failures.saturating_add(1);
         trouble.reason = Some(reason);
         self.retry_at.store(millis(until), Ordering::Relaxed);
     }
@@ -207,17 +204,15 @@ impl Cache {
         found
     }
 
-    /// Forgets every account that is known to be disconnected.
-    pub(super) fn forget_disconnected(&self) {
-        for shard in &self.shards {
-            let gone = |slot: &Slot| matches!(slot.held().as_deref(), Some(Held::Disconnected { .. }));
-            if shard.load().values().any(|slot| gone(slot)) {
-                shard.rcu(|map| {
-                    let mut map = Shard::clone(map);
-                    map.retain(|_, slot| !gone(slot));
-                    map
-                });
-            }
+    /// Forgets an account of which something else is known than whether it is `disconnected`.
+    pub(super) fn correct(&self, id: AccountId, disconnected: bool) {
+        let wrong = |slot: &Arc<Slot>| match slot.held().as_deref() {
+            Some(Held::Live { .. }) => disconnected,
+            Some(Held::Disconnected { .. }) => !disconnected,
+            None => false,
+        };
+        if self.shard(id).load().get(&id).is_some_and(wrong) {
+            self.forget(id);
         }
     }
 
@@ -270,6 +265,6 @@ mod tests {
         assert_eq!(slot.wait(Duration::from_secs(1)), Duration::from_secs(1));
         assert!(slot.may_try(Duration::from_secs(2)));
         slot.recovered();
-        assert!(slot.may_try(Duration::ZERO) && slot.trouble().failures == 0);
+        assert!(slot.may_try(Duration::ZERO) && slot.trouble().reason.is_none());
     }
 }

@@ -106,7 +106,7 @@ impl Accounts {
     /// Removes an account as it was read, or not at all.
     async fn remove(&self, row: &AccountTokens, confirm: bool, actor: &Actor) -> store::Result<Disconnected> {
         let account = &row.account;
-        let candidates = self.parts.store.every_candidate(account.id).await?;
+        let candidates = self.parts.store.candidates(account.id).await?;
         let shared = self.is_shared(&account.provider, &account.subject, account.id).await?;
         let revocations = if shared { Vec::new() } else { self.to_revoke(row, &candidates) };
         let word = match (shared, revocations.is_empty()) {
@@ -141,15 +141,33 @@ impl Accounts {
         let refresh = self.opened(row, "refresh_token").map(|token| ("refresh_token", token));
         let current = refresh.or_else(|| Some(("access_token", self.opened(row, "access_token")?)));
         let candidates = candidates.iter().filter_map(|candidate| Some(("refresh_token", self.candidate(candidate)?)));
-        let seal = |(token_kind, token): (&'static str, Secret<String>)| {
-            let id = JobId::new();
-            let token = self.parts.vault.seal(token_place(&id.to_string()), token.expose().as_bytes());
-            NewRevocation { id, token_kind, token }
-        };
-        current.into_iter().chain(candidates).map(seal).collect()
+        current.into_iter().chain(candidates).map(|(kind, token)| self.job(kind, &token)).collect()
     }
 
-    fn candidate(&self, candidate: &CandidateRow) -> Option<Secret<String>> {
+    fn job(&self, token_kind: &'static str, token: &Secret<String>) -> NewRevocation {
+        let id = JobId::new();
+        let token = self.parts.vault.seal(token_place(&id.to_string()), token.expose().as_bytes());
+        NewRevocation { id, token_kind, token }
+    }
+
+    /// Queues the revocation of a token that came for an account which was disconnected meanwhile: it stays so, and what
+    /// comes of it is told where the rest of its end is.
+    pub(super) async fn give_up(&self, account: AccountId, kind: &'static str, token: &Secret<String>) {
+        let (job, store) = (self.job(kind, token), &self.parts.store);
+        let now = self.parts.clock.now();
+        let queued = self.until_stored(account, || store.queue_revocation(account, &job, now));
+        match queued.await {
+            Some(true) => self.revocations.notify_one(),
+            Some(false) => {
+                tracing::error!(account.id = %account, "a token of an account that never was is not revoked")
+            }
+            None => {
+                tracing::error!(account.id = %account, "a token that nobody wants could not be revoked before the end")
+            }
+        }
+    }
+
+    pub(super) fn candidate(&self, candidate: &CandidateRow) -> Option<Secret<String>> {
         let row = candidate.id.to_string();
         let place = Place { table: "token_candidates", row: &row, column: "token" };
         let opened = self.parts.vault.open_text(place, &candidate.token);
@@ -266,9 +284,9 @@ impl Accounts {
             oauth::Error::Transient { retry_after, .. } => {
                 Failure { retry_after, ..Failure::of("provider_unavailable") }
             }
-            oauth::Error::Rejected { code, .. } | oauth::Error::Misconfigured { code } => {
-                Failure { code, retry_after: None }
-            }
+            oauth::Error::Rejected { code, .. }
+            | oauth::Error::Misconfigured { code }
+            | oauth::Error::Unknown { code } => Failure { code, retry_after: None },
             // An answer about tokens; a revocation has none.
             oauth::Error::Unusable { .. } => Failure::of("provider_unavailable"),
         })

@@ -75,6 +75,8 @@ impl Accounts {
         let sealed = flow.verifier.as_ref().ok_or(ConnectError::InvalidState)?;
         let verifier = self.parts.vault.open_text(verifier_place(&flow.id.to_string()), sealed).map_err(internal)?;
         let redirect_uri = self.redirect_uri(&provider.id);
+        // What the tokens' ends are counted by; and no code is spent while the store does not answer.
+        self.parts.store.now().await.map_err(internal)?;
         let oauth = &self.parts.oauth;
         let tokens = oauth
             .exchange(provider, &flow.inputs, code, &redirect_uri, Some(&verifier))
@@ -311,6 +313,10 @@ fn failed(code: &str) -> ConnectError {
 fn refused(error: &oauth::Error) -> ConnectError {
     match error {
         oauth::Error::Rejected { code, .. } | oauth::Error::Misconfigured { code } => failed(code),
+        oauth::Error::Unknown { code } => {
+            tracing::warn!(code, "a code could not be exchanged");
+            failed("provider_unavailable")
+        }
         oauth::Error::Transient { why, .. } => {
             tracing::warn!(why, "a code could not be exchanged");
             failed("provider_unavailable")

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::audit::{Actor, Record};
 use crate::ids::AccountId;
+use crate::store::ENDING;
 
 use super::Accounts;
 use super::flight::Why;
@@ -28,8 +29,6 @@ const IN_USE: Duration = Duration::from_secs(3600);
 const IDLE: Duration = Duration::from_secs(20 * 3600);
 /// …and this much later at most, by the account's id.
 const IDLE_SPREAD: Duration = Duration::from_secs(4 * 3600);
-/// How long before a refresh token's own end people are told.
-const ENDING: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Accounts of one round.
 const ROUND: u32 = 200;
 
@@ -100,8 +99,8 @@ impl Accounts {
     }
 
     async fn try_step_store(self: &Arc<Self>) -> Result<Kept, crate::store::Error> {
-        let now = self.parts.clock.now();
         let store = &self.parts.store;
+        let (now, today) = (store.now().await?, self.parts.clock.now());
         let mut due: Vec<_> = store.degraded_accounts(ROUND).await?.into_iter().map(|id| (id, Why::Troubled)).collect();
         let idle = store.idle_accounts(now.before(IDLE), ROUND).await?;
         due.extend(
@@ -111,7 +110,7 @@ impl Accounts {
         );
         let mut warned = 0;
         for (id, org, ends) in store.ending_refresh_tokens(now.after(ENDING), ROUND).await? {
-            let record = Record::new(now, org, &Actor::System, "account.reconnect_soon").account(id);
+            let record = Record::new(today, org, &Actor::System, "account.reconnect_soon").account(id);
             let record = record.detail(json!({"refresh_expires_at": ends})).into_row();
             warned += usize::from(store.mark_reconnect_soon(id, now, &record).await?);
         }

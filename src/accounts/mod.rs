@@ -34,7 +34,7 @@ use std::sync::Arc;
 use crate::access::Access;
 use crate::audit::Audit;
 use crate::catalog::Catalog;
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::Refresh;
 use crate::ids::InstanceId;
 use crate::oauth::OAuthClient;
@@ -78,6 +78,8 @@ pub struct Accounts {
     parts: Parts,
     cache: cache::Cache,
     flights: flight::Flights,
+    /// When this process began, by the database's clock: provider settings were read then.
+    started: Timestamp,
     /// Wakes the loop that works off revocations.
     revocations: tokio::sync::Notify,
 }
@@ -87,6 +89,7 @@ impl Accounts {
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
+            started: parts.store.time(),
             parts,
             cache: cache::Cache::default(),
             flights: flight::Flights::default(),

@@ -34,14 +34,9 @@ impl Accounts {
 
     /// Until when the row's token is fresh and alive (monotonic); `None` when it is dead or not there.
     pub(super) fn lives(&self, row: &AccountTokens) -> Option<(Duration, Duration)> {
-        row.access.as_ref()?;
-        let left = row.account.access_expires_at?.since(self.parts.clock.now());
-        if left.is_zero() {
-            return None;
-        }
+        let dead = row.access_ends.filter(|ends| *ends > self.parts.clock.monotonic())?;
         let ttl = Duration::from_millis(u64::try_from(row.access_ttl_ms.unwrap_or(0)).unwrap_or(0));
         let margin = self.parts.config.before_expiry.min(ttl / 4);
-        let dead = self.parts.clock.monotonic() + left;
         Some((dead.saturating_sub(margin), dead))
     }
 

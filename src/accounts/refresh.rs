@@ -3,26 +3,33 @@
 //! ```text
 //! read the row ── newer than what was asked about? ──▶ publish it, done                       (no lease, no call)
 //!   ▼
-//! take the lease ── another instance has it ──▶ read the row until it moves, or the lease is free
-//!   ▼  won: read the row again, inside the lease
-//! call the token endpoint, renewing the lease meanwhile
+//! take the lease ─┬ another instance has it ──▶ read the row until it moves, or the lease is free
+//!   ▼             └ nobody may try yet ──▶ the old token while it lives          (whichever instance failed last)
+//! won: read the row again, inside the lease
+//!   ▼
+//! each refresh token that there is: a successor of the current one, the current one, those that were kept
+//!   call the token endpoint, renewing the lease meanwhile (a further call only while it is ours)
 //!   ├─ new tokens ──▶ save (compare-and-set on the generation, until it is stored) ──▶ publish ──▶ wake the waiters
 //!   ├─ passing trouble ──▶ degraded, back off, the old token while it lives
-//!   └─ refused ──▶ read the row: moved? use that. Else the candidates, else disconnected, told once
+//!   └─ refused ──▶ read the row: moved? use that. Else the next one; when none is left, disconnected, told once
 //! ```
 //! Taking the lease is a write: when the result could not be stored, the provider is not asked. See `invariants.md` for
 //! what each answer means.
 
 use std::time::Duration;
 
-use crate::ids::AccountId;
+use tokio::time::Instant;
+
+use crate::catalog::Provider;
+use crate::ids::{AccountId, CandidateId};
 use crate::oauth::{self, Tokens};
-use crate::store::{AccountTokens, Lease, Reason, Taken};
+use crate::secret::Secret;
+use crate::store::{self, AccountRow, AccountTokens, CandidateRow, Lease, Reason, Taken};
 use crate::telemetry::RefreshOutcome;
 
 use super::cache::Slot;
 use super::flight::Why;
-use super::outcome::BACKOFF;
+use super::outcome::{BACKOFF, Setback, soon};
 use super::{Accounts, Bearer, TokenError};
 
 /// How long a lease lasts without being renewed: what a crashed instance costs its accounts.
@@ -33,6 +40,42 @@ const RENEW: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(50);
 
 const LEASE_MS: i64 = LEASE.as_millis() as i64;
+
+/// An attempt to refresh an account, inside its lease.
+pub(super) struct Attempt<'a> {
+    pub(super) slot: &'a Slot,
+    /// As it was when the lease was won.
+    pub(super) account: &'a AccountRow,
+    pub(super) lease: Lease,
+    /// A refresh token may have been spent without a stored result.
+    spent: bool,
+    /// When the lease was taken or renewed for a call.
+    leased: Instant,
+    /// The provider was asked in it.
+    pub(super) asked: bool,
+}
+
+impl Attempt<'_> {
+    /// Its result is stored: nothing is in doubt any more.
+    pub(super) fn resolved(&mut self) {
+        self.spent = false;
+    }
+}
+
+/// A refresh token to try.
+struct Spendable {
+    token: Secret<String>,
+    /// Where it was kept, when it is not the current one.
+    candidate: Option<CandidateId>,
+}
+
+/// What can be tried.
+struct Spendables {
+    /// In the order of trying.
+    tokens: Vec<Spendable>,
+    /// There is one that does not open.
+    sealed: bool,
+}
 
 impl Accounts {
     pub(super) async fn fly(&self, id: AccountId, slot: &Slot, why: Why) -> Result<Bearer, TokenError> {
@@ -49,9 +92,10 @@ impl Accounts {
             Ok(won) => won,
             Err(answer) => return answer,
         };
-        let mut spent = lease.maybe_spent;
-        let answer = self.renew(slot, &row, &mut spent).await;
-        if let Err(cause) = self.parts.store.release_lease(id, self.parts.instance, spent).await {
+        let (account, leased) = (&row.account, Instant::now());
+        let mut attempt = Attempt { slot, account, lease, spent: lease.maybe_spent, leased, asked: false };
+        let answer = self.renew(&mut attempt, &row).await;
+        if let Err(cause) = self.parts.store.release_lease(id, self.parts.instance, attempt.spent).await {
             tracing::warn!(account.id = %id, %cause, "a lease could not be ended; it ends by its time");
         }
         answer.unwrap_or_else(|| self.fallback(slot, &row))
@@ -66,8 +110,7 @@ impl Accounts {
             }
             Err(cause) => {
                 tracing::error!(account.id = %id, %cause, "an account can't be read");
-                let retry_after = Duration::from_secs(1);
-                Err(TokenError::Unavailable { reason: Reason::ProviderUnavailable, retry_after })
+                Err(soon())
             }
         }
     }
@@ -80,6 +123,12 @@ impl Accounts {
         })
     }
 
+    /// What the row says, after this attempt turned out not to be the one that counts.
+    pub(super) async fn overtaken(&self, slot: &Slot, id: AccountId) -> Result<Bearer, TokenError> {
+        let row = self.row(id).await?;
+        self.settle(slot, &row, Why::Dead).unwrap_or_else(|| Err(soon()))
+    }
+
     /// Wins the account's lease and reads the row inside it. `Err`: the answer, because somebody else refreshed it, or
     /// because there can be no lease.
     async fn lease(
@@ -90,16 +139,17 @@ impl Accounts {
         mut row: AccountTokens,
     ) -> Result<(Lease, AccountTokens), Result<Bearer, TokenError>> {
         let asked_at = row.account.generation;
-        let patience = tokio::time::Instant::now() + self.parts.config.timeout + LEASE;
+        let at_once = why == Why::Asked || self.settings_are_new(&row);
+        let patience = Instant::now() + self.parts.config.timeout + LEASE;
         loop {
-            match self.parts.store.take_lease(id, self.parts.instance, LEASE_MS).await {
+            match self.take_lease(id, at_once).await {
                 Ok(Taken::Won(lease)) => {
                     row = self.row(id).await.map_err(Err)?;
                     let Some(answer) = self.moved_on(slot, &row, why, asked_at) else { return Ok((lease, row)) };
                     let _ = self.parts.store.release_lease(id, self.parts.instance, lease.maybe_spent).await;
                     return Err(answer);
                 }
-                Ok(Taken::Held) if tokio::time::Instant::now() < patience => {
+                Ok(Taken::Held) if Instant::now() < patience => {
                     tokio::time::sleep(LOOK).await;
                     row = self.row(id).await.map_err(Err)?;
                     if let Some(answer) = self.moved_on(slot, &row, why, asked_at) {
@@ -107,6 +157,12 @@ impl Accounts {
                     }
                 }
                 Ok(Taken::Held) => return Err(self.fallback(slot, &row)),
+                Ok(Taken::Resting(pause)) => {
+                    // Another instance failed, or this one before it was started anew.
+                    let reason = row.account.reason.unwrap_or(Reason::ProviderUnavailable);
+                    slot.failed(reason, self.parts.clock.monotonic() + pause);
+                    return Err(self.fallback(slot, &row));
+                }
                 Ok(Taken::Gone) => {
                     self.cache.forget(id);
                     return Err(Err(TokenError::Gone));
@@ -117,6 +173,21 @@ impl Accounts {
                 }
             }
         }
+    }
+
+    async fn take_lease(&self, id: AccountId, at_once: bool) -> store::Result<Taken> {
+        let instance = self.parts.instance;
+        if at_once {
+            self.parts.store.take_lease_at_once(id, instance, LEASE_MS).await
+        } else {
+            self.parts.store.take_lease(id, instance, LEASE_MS).await
+        }
+    }
+
+    /// Whether the client settings that a provider refused may have been corrected since: this process read them later.
+    fn settings_are_new(&self, row: &AccountTokens) -> bool {
+        row.account.reason == Some(Reason::ProviderMisconfigured)
+            && row.next_attempt_at.is_some_and(|at| at < self.started.after(BACKOFF))
     }
 
     /// The answer, when the row has what is wanted now: any newer tokens will do, whoever fetched them.
@@ -131,110 +202,187 @@ impl Accounts {
         self.settle(slot, row, why)
     }
 
-    /// Spends the refresh token once, inside the lease. `None`: it failed in passing. `spent` is set while the token may
-    /// have been spent without a stored result.
-    async fn renew(&self, slot: &Slot, row: &AccountTokens, spent: &mut bool) -> Option<Result<Bearer, TokenError>> {
-        let account = &row.account;
-        let Some(provider) = self.parts.catalog.provider(&account.provider) else {
-            self.degrade(slot, account, Reason::ProviderMisconfigured, "unknown_provider", None).await;
-            return None;
+    /// Spends refresh tokens, each once, until one brings new tokens. `None`: it failed in passing.
+    async fn renew(&self, attempt: &mut Attempt<'_>, row: &AccountTokens) -> Option<Result<Bearer, TokenError>> {
+        let Some(provider) = self.parts.catalog.provider(&row.account.provider) else {
+            return self.degrade(attempt, Setback::own_settings("unknown_provider")).await;
         };
-        if row.refresh.is_none() {
+        let found = match self.spendables(row).await {
+            Ok(found) => found,
+            Err(cause) => {
+                tracing::error!(account.id = %row.account.id, %cause, "kept refresh tokens can't be read; the provider is not asked");
+                return None;
+            }
+        };
+        if found.tokens.is_empty() && !found.sealed {
             // A token that can't be refreshed ends with its life, or when it is refused: a person must sign in.
             let ended = self.lives(row).is_none();
-            return if ended {
-                Some(self.end(slot, account, Reason::SignInNeeded, "no_refresh_token").await)
-            } else {
-                None
+            return if ended { Some(self.end(attempt, Reason::SignInNeeded, "no_refresh_token").await) } else { None };
+        }
+        let mut refusal = None;
+        for spendable in found.tokens {
+            let Some(answer) = self.spend(attempt, provider, &spendable.token).await else {
+                return Some(self.overtaken(attempt.slot, row.account.id).await);
             };
+            match answer {
+                Ok(tokens) => {
+                    self.parts.metrics.observe_refresh(RefreshOutcome::Ok);
+                    let kept = self.keep(attempt, tokens).await;
+                    self.tried(spendable.candidate).await;
+                    attempt.resolved();
+                    return Some(kept);
+                }
+                Err(oauth::Error::Rejected { code, sign_in }) => {
+                    self.parts.metrics.observe_refresh(RefreshOutcome::Rejected);
+                    self.tried(spendable.candidate).await;
+                    // Another instance may have been faster.
+                    match self.row(row.account.id).await {
+                        Ok(newer) if newer.account.generation == row.account.generation => {}
+                        Ok(newer) => return Some(self.settle(attempt.slot, &newer, Why::Dead).unwrap_or(Err(soon()))),
+                        Err(error) => return Some(Err(error)),
+                    }
+                    // The current one's refusal says more than that of a kept one.
+                    if refusal.is_none() || spendable.candidate.is_none() {
+                        refusal = Some((code, sign_in));
+                    }
+                }
+                Err(error) => return self.passing(attempt, spendable.candidate, error).await,
+            }
         }
-        let Some(refresh) = self.opened(row, "refresh_token") else {
-            self.degrade(slot, account, Reason::ProviderMisconfigured, "sealed", None).await;
-            return None;
-        };
-        let permits = self.flights.permits(&account.provider, self.parts.config.per_provider);
-        let asked = async {
-            let _permit = permits.acquire().await;
-            self.parts.oauth.refresh(provider, &account.captures, &refresh).await
-        };
-        let mut answer = self.while_leased(account.id, asked).await;
-        if let Err(oauth::Error::Unusable { refresh, cause }) = answer {
-            *spent = true;
-            self.keep_candidate(account.id, &refresh).await;
-            answer = Err(*cause);
-        }
-        match answer {
-            Ok(tokens) => {
-                self.parts.metrics.observe_refresh(RefreshOutcome::Ok);
-                let kept = self.keep(slot, account, tokens).await;
-                *spent = false;
-                Some(kept)
-            }
-            Err(oauth::Error::Transient { why, retry_after, ambiguous }) => {
-                self.parts.metrics.observe_refresh(RefreshOutcome::Transient);
-                *spent |= ambiguous;
-                self.degrade(slot, account, Reason::ProviderUnavailable, why, retry_after).await;
-                None
-            }
-            Err(oauth::Error::Misconfigured { code }) => {
-                self.parts.metrics.observe_refresh(RefreshOutcome::Misconfigured);
-                self.degrade(slot, account, Reason::ProviderMisconfigured, &code, Some(BACKOFF)).await;
-                None
-            }
-            Err(oauth::Error::Rejected { code, sign_in }) => {
-                self.parts.metrics.observe_refresh(RefreshOutcome::Rejected);
-                Some(self.refused(slot, row, &code, sign_in, spent).await)
-            }
-            // Taken apart above.
-            Err(oauth::Error::Unusable { .. }) => None,
+        match refusal {
+            Some((code, sign_in)) if !found.sealed => Some(self.refused(attempt, &code, sign_in).await),
+            // What does not open may still be good: for whoever has its key.
+            _ => self.degrade(attempt, Setback::own_settings("sealed")).await,
         }
     }
 
-    /// Another instance may have been faster, and a candidate may still be good; only then is it over.
-    async fn refused(
+    /// Every refresh token that may be good, the likeliest first.
+    async fn spendables(&self, row: &AccountTokens) -> store::Result<Spendables> {
+        let candidates = self.parts.store.candidates(row.account.id).await?;
+        let (successors, others): (Vec<_>, Vec<_>) =
+            candidates.iter().partition(|kept| kept.successor_of == Some(row.account.generation));
+        let opened =
+            |kept: &&CandidateRow| self.candidate(kept).map(|token| Spendable { token, candidate: Some(kept.id) });
+        let current = self.opened(row, "refresh_token").map(|token| Spendable { token, candidate: None });
+        let stored = candidates.len() + usize::from(row.refresh.is_some());
+        let mut tokens: Vec<_> = successors.iter().filter_map(opened).collect();
+        tokens.extend(current);
+        tokens.extend(others.iter().filter_map(opened));
+        Ok(Spendables { sealed: tokens.len() < stored, tokens })
+    }
+
+    /// Asks the provider once, in a lease that is ours when the call begins. `None`: it is not, or nobody can tell.
+    async fn spend(
         &self,
-        slot: &Slot,
-        row: &AccountTokens,
-        code: &str,
-        sign_in: bool,
-        spent: &mut bool,
-    ) -> Result<Bearer, TokenError> {
-        let account = &row.account;
-        let newer = self.row(account.id).await?;
-        if newer.account.generation != account.generation
-            && let Some(answer) = self.settle(slot, &newer, Why::Dead)
+        attempt: &mut Attempt<'_>,
+        provider: &Provider,
+        refresh: &Secret<String>,
+    ) -> Option<Result<Tokens, oauth::Error>> {
+        let account = attempt.account;
+        let permits = self.flights.permits(&account.provider, self.parts.config.per_provider);
+        let call = async {
+            let _permit = permits.acquire().await;
+            if !self.is_leased(attempt).await {
+                return None;
+            }
+            attempt.asked = true;
+            Some(self.parts.oauth.refresh(provider, &account.captures, refresh).await)
+        };
+        self.while_leased(account.id, call).await
+    }
+
+    /// Whether the lease is ours for the next call: renewed before each but the first, and before that one when it had
+    /// to wait.
+    async fn is_leased(&self, attempt: &mut Attempt<'_>) -> bool {
+        if !attempt.asked && attempt.leased.elapsed() < RENEW {
+            return true;
+        }
+        let id = attempt.account.id;
+        match self.parts.store.renew_lease(id, self.parts.instance, LEASE_MS).await {
+            Ok(true) => {
+                attempt.leased = Instant::now();
+                true
+            }
+            Ok(false) => {
+                tracing::warn!(account.id = %id, "a lease was lost; the provider is not asked");
+                false
+            }
+            Err(cause) => {
+                tracing::error!(account.id = %id, %cause, "a lease can't be renewed; the provider is not asked");
+                false
+            }
+        }
+    }
+
+    /// Forgets a candidate that was spent.
+    async fn tried(&self, candidate: Option<CandidateId>) {
+        if let Some(id) = candidate
+            && let Err(cause) = self.parts.store.delete_candidate(id).await
         {
-            return answer;
+            tracing::warn!(%cause, "a spent refresh token is still kept");
         }
-        if let Some(answer) = self.try_candidates(slot, account).await {
-            return answer;
-        }
-        let reason = match (sign_in, *spent) {
+    }
+
+    /// The answer says nothing about the account: wait.
+    async fn passing(
+        &self,
+        attempt: &mut Attempt<'_>,
+        candidate: Option<CandidateId>,
+        error: oauth::Error,
+    ) -> Option<Result<Bearer, TokenError>> {
+        let error = match error {
+            oauth::Error::Unusable { refresh, cause } => {
+                // What was sent may be spent, and this took its place.
+                attempt.spent = true;
+                self.keep_successor(attempt.account, &refresh).await;
+                self.tried(candidate).await;
+                *cause
+            }
+            error => error,
+        };
+        let trouble = match &error {
+            oauth::Error::Transient { why, retry_after, ambiguous } => {
+                attempt.spent |= ambiguous;
+                Setback { pause: *retry_after, ..Setback::passing(why) }
+            }
+            oauth::Error::Misconfigured { code } => Setback::settings(code),
+            oauth::Error::Unknown { code } => Setback { unknown: true, ..Setback::passing(code) },
+            // Taken apart above, and by the caller.
+            oauth::Error::Unusable { .. } | oauth::Error::Rejected { .. } => Setback::passing("an unusable answer"),
+        };
+        self.parts.metrics.observe_refresh(if trouble.reason == Reason::ProviderMisconfigured {
+            RefreshOutcome::Misconfigured
+        } else {
+            RefreshOutcome::Transient
+        });
+        self.degrade(attempt, trouble).await
+    }
+
+    /// Every refresh token was refused.
+    async fn refused(&self, attempt: &mut Attempt<'_>, code: &str, sign_in: bool) -> Result<Bearer, TokenError> {
+        let reason = match (sign_in, attempt.spent) {
             (true, _) => Reason::SignInNeeded,
             (false, true) => Reason::LostInWindow,
             (false, false) => Reason::RefreshRejected,
         };
-        *spent = false;
-        self.end(slot, account, reason, code).await
+        self.end(attempt, reason, code).await
     }
 
     /// Does something inside a lease, which is renewed until it is done.
-    async fn while_leased(
-        &self,
-        id: AccountId,
-        work: impl Future<Output = Result<Tokens, oauth::Error>>,
-    ) -> Result<Tokens, oauth::Error> {
-        let mut work = std::pin::pin!(work);
-        loop {
-            tokio::select! {
-                done = &mut work => return done,
-                () = tokio::time::sleep(RENEW) => {
-                    // A lease that is lost is no reason to stop: the compare-and-set decides whose tokens count.
-                    if let Err(cause) = self.parts.store.renew_lease(id, self.parts.instance, LEASE_MS).await {
-                        tracing::warn!(account.id = %id, %cause, "a lease could not be renewed");
-                    }
+    pub(super) async fn while_leased<T>(&self, id: AccountId, work: impl Future<Output = T>) -> T {
+        // Beside the work, never instead of it: both may want the one connection that writes.
+        let renewing = async {
+            loop {
+                tokio::time::sleep(RENEW).await;
+                // A lease that is lost is no reason to stop: the compare-and-set decides whose tokens count.
+                if let Err(cause) = self.parts.store.renew_lease(id, self.parts.instance, LEASE_MS).await {
+                    tracing::warn!(account.id = %id, %cause, "a lease could not be renewed");
                 }
             }
+        };
+        tokio::select! {
+            done = work => done,
+            _ = renewing => unreachable!("it is never renewed enough"),
         }
     }
 }

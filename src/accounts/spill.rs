@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::ids::{AccountId, CandidateId};
 use crate::secret::Secret;
+use crate::store::CandidateRow;
 use crate::vault::{Place, Sealed};
 
 use super::Accounts;
@@ -63,10 +64,13 @@ impl Accounts {
                 continue;
             };
             let sealed = Sealed::from_bytes(STANDARD.decode(&spilled.token)?);
-            match self.parts.store.insert_candidate(id, spilled.account, &sealed, self.parts.clock.now()).await {
-                // The account is gone from the store, and its token with it.
-                Ok(()) | Err(crate::store::Error::NotFound) => {}
-                Err(error) => return Err(error.into()),
+            let revived = |organization| self.revived(spilled.account, organization);
+            let (store, now) = (&self.parts.store, self.parts.clock.now());
+            if !store.insert_candidate(id, spilled.account, &sealed, now, revived).await? {
+                // Disconnected since: nobody wants it any more.
+                let candidate = CandidateRow { id, token: sealed, successor_of: None };
+                let Some(token) = self.candidate(&candidate) else { continue };
+                self.give_up(spilled.account, "refresh_token", &token).await;
             }
             fs::remove_file(&path)?;
             taken += 1;

@@ -54,7 +54,10 @@ impl Accounts {
         if let Some(answer) = self.at_hand(account, &slot) {
             return answer;
         }
-        self.wait_for(account, &slot, Why::Dead).await
+        let answer = self.wait_for(account, &slot, Why::Dead).await;
+        // What came from the store may be old already, as after a start.
+        drop(self.at_hand(account, &slot));
+        answer
     }
 
     /// The upstream answered 401 to the token of `generation`: refreshes once (or finds that somebody already did).

@@ -8,7 +8,7 @@ use crate::audit::{Actor, Record};
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, OrgId};
 use crate::oauth;
-use crate::store::{AccountRow, AccountTokens, Status, Validity};
+use crate::store::{AccountRow, AccountTokens, Validity};
 
 use super::flight::Why;
 use super::{Accounts, TokenError};
@@ -16,12 +16,41 @@ use super::{Accounts, TokenError};
 /// What a check saw.
 #[derive(Debug)]
 pub struct Validation {
-    /// The provider accepted the token.
-    pub is_valid: bool,
+    /// The provider accepted the token, or refused it; `None`: it could not be asked, and nothing new is known.
+    pub is_valid: Option<bool>,
     /// The account afterwards.
     pub account: AccountRow,
-    /// When.
-    pub checked_at: Timestamp,
+    /// When the provider last really answered.
+    pub checked_at: Option<Timestamp>,
+}
+
+/// What can be learned about an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// The provider said this of the token of this generation.
+    Told(i64, Validity),
+    /// The account is disconnected: nobody is asked.
+    Ended,
+    /// The provider could not be asked.
+    Nothing,
+}
+
+impl Seen {
+    fn is_valid(self) -> Option<bool> {
+        match self {
+            Self::Told(_, validity) => Some(validity == Validity::Valid),
+            Self::Ended => Some(false),
+            Self::Nothing => None,
+        }
+    }
+
+    fn without_token(error: &TokenError) -> Result<Self, RefreshError> {
+        match error {
+            TokenError::Disconnected { .. } => Ok(Self::Ended),
+            TokenError::Unavailable { .. } => Ok(Self::Nothing),
+            TokenError::Gone => Err(RefreshError::NotFound),
+        }
+    }
 }
 
 /// Why an account could not be checked or refreshed.
@@ -50,40 +79,40 @@ impl Accounts {
     ///
     /// # Errors
     /// [`RefreshError`]; a disconnected account is a result (`is_valid: false`), not an error, and so is a provider that
-    /// can't be reached (`validity` is then what it was).
+    /// can't be asked (`is_valid: None`; `validity` and `checked_at` are then what they were).
     pub async fn validate(
         self: &Arc<Self>,
         org: OrgId,
         id: AccountId,
         actor: Actor,
     ) -> Result<Validation, RefreshError> {
-        let account = self.parts.store.account(org, id).await?.ok_or(RefreshError::NotFound)?;
-        let seen = match self.living(id, Why::Dead).await {
-            Ok(row) => self.seen(&row).await,
-            Err(TokenError::Gone) => return Err(RefreshError::NotFound),
-            Err(TokenError::Disconnected { .. }) => Some(Validity::Invalid),
-            Err(TokenError::Unavailable { .. }) => None,
-        };
-        // A token that the provider refuses may only be one that it withdrew: a refresh tells.
-        let seen = match seen {
-            Some(Validity::Invalid) if account.status != Status::Disconnected => {
-                match self.living(id, Why::Doubted(account.generation)).await {
-                    Ok(row) if row.account.generation > account.generation => self.seen(&row).await,
-                    Ok(_) | Err(TokenError::Unavailable { .. }) => None,
-                    Err(TokenError::Gone) => return Err(RefreshError::NotFound),
-                    Err(TokenError::Disconnected { .. }) => Some(Validity::Invalid),
-                }
-            }
-            other => other,
-        };
+        let before = self.parts.store.account(org, id).await?.ok_or(RefreshError::NotFound)?;
+        let seen = self.check(&before).await?;
         let now = self.parts.clock.now();
-        if let Some(validity) = seen {
-            self.parts.store.set_validity(id, validity, now).await?;
+        if let Seen::Told(generation, validity) = seen {
+            self.parts.store.set_validity(id, generation, validity, now).await?;
         }
-        let record = Record::new(now, org, &actor, "account.validated").account(id);
-        self.parts.audit.note(record.detail(json!({"validity": seen})).into_row());
         let account = self.parts.store.account(org, id).await?.ok_or(RefreshError::NotFound)?;
-        Ok(Validation { is_valid: seen == Some(Validity::Valid), account, checked_at: now })
+        let validity = (seen != Seen::Nothing).then_some(account.validity);
+        let record = Record::new(now, org, &actor, "account.validated").account(id);
+        self.parts.audit.note(record.detail(json!({"validity": validity})).into_row());
+        Ok(Validation { is_valid: seen.is_valid(), checked_at: account.checked_at, account })
+    }
+
+    async fn check(self: &Arc<Self>, before: &AccountRow) -> Result<Seen, RefreshError> {
+        let asked = match self.living(before.id, Why::Dead).await {
+            Ok(row) => row,
+            Err(error) => return Seen::without_token(&error),
+        };
+        match self.seen(&asked, before).await {
+            // It may only be a token that the provider withdrew: a refresh tells.
+            Seen::Told(generation, Validity::Invalid) => match self.living(before.id, Why::Doubted(generation)).await {
+                Ok(row) if row.account.generation > generation => Ok(self.seen(&row, before).await),
+                Ok(_) => Ok(Seen::Nothing),
+                Err(error) => Seen::without_token(&error),
+            },
+            seen => Ok(seen),
+        }
     }
 
     /// Refreshes now, whatever the token's age.
@@ -120,20 +149,20 @@ impl Accounts {
         }
     }
 
-    /// What the provider says of the row's token; `None`: nothing that tells.
-    async fn seen(&self, row: &AccountTokens) -> Option<Validity> {
-        let provider = self.parts.catalog.provider(&row.account.provider)?;
-        let token = self.opened(row, "access_token")?;
-        // Without an identity endpoint there is nobody to ask; a token that lives is all that can be said.
+    /// What the provider says of the row's token.
+    async fn seen(&self, row: &AccountTokens, before: &AccountRow) -> Seen {
+        let generation = row.account.generation;
+        let provider = self.parts.catalog.provider(&row.account.provider);
+        let (Some(provider), Some(token)) = (provider, self.opened(row, "access_token")) else { return Seen::Nothing };
         if provider.identity.url.is_none() {
-            return Some(Validity::Valid);
+            // There is nobody to ask, unless the token has just been fetched.
+            let fetched = generation > before.generation;
+            return if fetched { Seen::Told(generation, Validity::Valid) } else { Seen::Nothing };
         }
         match self.parts.oauth.identity(provider, &row.account.captures, &token, None).await {
-            Ok(identity) if identity.subject == row.account.subject => Some(Validity::Valid),
-            Ok(_) | Err(oauth::Error::Rejected { .. }) => Some(Validity::Invalid),
-            Err(
-                oauth::Error::Transient { .. } | oauth::Error::Misconfigured { .. } | oauth::Error::Unusable { .. },
-            ) => None,
+            Ok(identity) if identity.subject == row.account.subject => Seen::Told(generation, Validity::Valid),
+            Ok(_) | Err(oauth::Error::Rejected { .. }) => Seen::Told(generation, Validity::Invalid),
+            Err(_) => Seen::Nothing,
         }
     }
 }

@@ -55,12 +55,14 @@ pub(super) struct ConfirmQuery {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Validation)]
 pub(super) struct ValidationView {
-    /// The provider accepted the token.
-    is_valid: bool,
+    /// The provider accepted the token, or refused it; `null`: it could not be asked now.
+    #[schema(required = true)]
+    is_valid: Option<bool>,
     /// The account afterwards.
     account: AccountView,
-    /// When.
-    checked_at: Timestamp,
+    /// When the provider last really answered.
+    #[schema(required = true)]
+    checked_at: Option<Timestamp>,
 }
 
 /// What disconnecting removed.

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::catalog::Provider;
 use crate::clock::Timestamp;
-use crate::config::{Protection, StaticCredential};
+use crate::config::{Protection, StaticCredential, Transport};
 use crate::ids::{AccountId, OrgId};
 use crate::store::{Captures, TargetKind, TargetRow};
 
@@ -37,6 +37,10 @@ pub(super) struct TargetView {
     concurrency: Option<NonZeroU32>,
     /// Its secret is hidden in the bodies of answers.
     reflect_guard: bool,
+    /// HTTP/2 is not offered to it.
+    http1_only: bool,
+    /// WebSocket handshakes are forwarded.
+    websocket: bool,
     /// Managed: its account.
     #[serde(skip_serializing_if = "Option::is_none")]
     account_id: Option<AccountId>,
@@ -57,6 +61,11 @@ impl TargetView {
     fn protected(&mut self, protection: Protection, secret: bool) {
         self.concurrency = protection.concurrency;
         self.reflect_guard = protection.reflect_guard.unwrap_or(secret);
+    }
+
+    fn transport(&mut self, transport: Transport) {
+        self.http1_only = transport.http1_only;
+        self.websocket = transport.websocket;
     }
 }
 
@@ -102,6 +111,8 @@ impl<'a> Shown<'a> {
             fence: Vec::new(),
             concurrency: None,
             reflect_guard: false,
+            http1_only: false,
+            websocket: false,
             account_id: None,
             provider: None,
             capability: None,
@@ -109,7 +120,8 @@ impl<'a> Shown<'a> {
             updated_at: row.updated_at,
         };
         match row.kind {
-            TargetKind::Static { base_url, credential_kind, credential, fence, protection } => {
+            TargetKind::Static { base_url, credential_kind, credential, fence, protection, transport } => {
+                view.transport(transport);
                 view.base_url = base_url;
                 view.credential.kind = credential_kind;
                 view.fence = fence;
@@ -123,6 +135,7 @@ impl<'a> Shown<'a> {
                     view.credential.kind = kind_of(&target.credential).to_owned();
                     view.fence.clone_from(&target.fence);
                     view.protected(target.protection, !matches!(target.credential, StaticCredential::None));
+                    view.transport(target.transport);
                 }
             }
             TargetKind::Managed { account, provider, capability } => {
@@ -134,6 +147,7 @@ impl<'a> Shown<'a> {
                     view.base_url = self.filled(provider, &known.base_url, account).await?;
                     view.fence.clone_from(&known.fence_text);
                     view.protected(known.protection, false);
+                    view.transport(known.transport);
                 }
                 view.account_id = Some(account);
                 view.provider = Some(provider);

@@ -12,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::access::{NewTarget, TargetChange};
-use crate::config::{Protection, StaticCredential};
+use crate::config::{Protection, StaticCredential, Transport};
 use crate::secret::Secret;
 
 use super::AdminState;
@@ -52,6 +52,12 @@ struct NewTargetBody {
     concurrency: Option<NonZeroU32>,
     /// Whether its secret is hidden in the bodies of answers; default when it has one.
     reflect_guard: Option<bool>,
+    /// HTTP/2 is not offered to it.
+    #[serde(default)]
+    http1_only: bool,
+    /// WebSocket handshakes are forwarded.
+    #[serde(default)]
+    websocket: bool,
 }
 
 /// Changes to a static target; what is absent stays.
@@ -73,6 +79,10 @@ struct TargetChangeBody {
     concurrency: Option<Option<NonZeroU32>>,
     /// Whether its secret is hidden in the bodies of answers.
     reflect_guard: Option<bool>,
+    /// HTTP/2 is not offered to it.
+    http1_only: Option<bool>,
+    /// WebSocket handshakes are forwarded.
+    websocket: Option<bool>,
 }
 
 /// A credential on its way in.
@@ -174,6 +184,7 @@ async fn create_target(
         credential: body.credential.into(),
         fence: body.fence,
         protection: Protection { concurrency: body.concurrency, reflect_guard: body.reflect_guard },
+        transport: Transport { http1_only: body.http1_only, websocket: body.websocket },
     };
     let row = state.access.create_target(scope.org, new, &scope.actor()).await?;
     Ok((StatusCode::CREATED, Json(Shown::new(&state, scope.org).show(row).await?)))
@@ -225,6 +236,8 @@ async fn update_target(
         fence: body.fence,
         concurrency: body.concurrency,
         reflect_guard: body.reflect_guard,
+        http1_only: body.http1_only,
+        websocket: body.websocket,
     };
     let row = state.access.update_target(scope.org, &slug, change, &scope.actor()).await?;
     Ok(Json(Shown::new(&state, scope.org).show(row).await?))

@@ -210,7 +210,7 @@ async fn consent(authorization_url: &str, person: &str) -> anyhow::Result<Url> {
         .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
         .body(Bytes::from(form.finish()))?;
     let guard = Arc::new(Guard::new(vec!["127.0.0.0/8".parse()?, "::1/128".parse()?]));
-    let client = net::Client::new(guard, net::client_config(None)?);
+    let client = net::Client::new(guard, Arc::clone(net::ClientTls::new(&[], None)?.http1()));
     let limits = ClientLimits { connect: Duration::from_secs(5), total: Duration::from_secs(10), body: 64 * 1024 };
     let answer = client.call(request, &limits).await?;
     if answer.status() != StatusCode::SEE_OTHER {

@@ -12,6 +12,7 @@ use anyhow::Context;
 use axum::body::Body;
 use axum::response::IntoResponse;
 use http::StatusCode;
+use rustls::ServerConfig;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tower::ServiceExt;
@@ -23,6 +24,9 @@ use crate::dashboard;
 use crate::net::{self, Listener, ServeLimits};
 use crate::proxy::{Gateway, Shared};
 use crate::shutdown::Shutdown;
+
+/// TLS handshakes at once, on each thread.
+const HANDSHAKES: usize = 256;
 
 /// One socket per worker on the same address; the kernel spreads connections over them.
 pub(super) fn bind_workers(address: SocketAddr, workers: usize) -> anyhow::Result<Vec<Listener>> {
@@ -37,9 +41,10 @@ pub(super) fn bind_workers(address: SocketAddr, workers: usize) -> anyhow::Resul
 }
 
 /// The configured URL, or the bound address, without a trailing slash.
-pub(super) fn public_url(configured: Option<&Url>, bound: SocketAddr) -> String {
+pub(super) fn public_url(configured: Option<&Url>, bound: SocketAddr, tls: bool) -> String {
     match configured {
         Some(url) => url.as_str().trim_end_matches('/').to_owned(),
+        None if tls => format!("https://{bound}"),
         None => format!("http://{bound}"),
     }
 }
@@ -52,6 +57,8 @@ fn limits(config: &Config, connections: usize) -> ServeLimits {
         keep_alive: Duration::from_secs(75),
         head_bytes: proxy.limits.head,
         headers: proxy.limits.headers,
+        handshake: proxy.timeouts.handshake,
+        handshakes: HANDSHAKES,
     }
 }
 
@@ -74,19 +81,20 @@ where
 /// Starts the workers. `alive` is held by each until its last connection has ended.
 pub(super) fn spawn_workers(
     listeners: Vec<Listener>,
+    tls: Option<&Arc<ServerConfig>>,
     shared: &Arc<Shared>,
     config: &Config,
     alive: &mpsc::Sender<()>,
 ) -> anyhow::Result<()> {
     let each = config.proxy.limits.connections.div_ceil(listeners.len());
     for (number, listener) in listeners.into_iter().enumerate() {
-        let (shared, limits) = (Arc::clone(shared), limits(config, each));
+        let (shared, limits, tls) = (Arc::clone(shared), limits(config, each), tls.cloned());
         spawn(format!("keyward-proxy-{number}"), alive.clone(), move || {
             let shutdown = shared.shutdown.clone();
             let gateway = Rc::new(Gateway::new(shared));
-            net::serve(listener, limits, shutdown, move |request| {
+            net::serve(listener, limits, tls, shutdown, move |request, line| {
                 let gateway = Rc::clone(&gateway);
-                async move { Ok::<_, Infallible>(gateway.serve(request).await) }
+                async move { Ok::<_, Infallible>(gateway.serve(request, line).await) }
             })
         })?;
     }
@@ -96,6 +104,7 @@ pub(super) fn spawn_workers(
 /// Starts the admin listener.
 pub(super) fn spawn_admin(
     listener: Listener,
+    tls: Option<Arc<ServerConfig>>,
     state: AdminState,
     config: &Config,
     shutdown: &Shutdown,
@@ -105,7 +114,8 @@ pub(super) fn spawn_admin(
     let (limits, shutdown) = (limits(config, 512), shutdown.clone());
     spawn("keyward-admin".to_owned(), alive, move || {
         let tasks = shutdown.clone();
-        net::serve(listener, limits, shutdown, move |request| {
+        net::serve(listener, limits, tls, shutdown, move |mut request, line| {
+            request.extensions_mut().insert(line.peer());
             let answer = tasks.spawn(router.clone().oneshot(request.map(Body::new)));
             async move {
                 Ok::<_, Infallible>(match answer.await {

@@ -27,7 +27,7 @@ use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::ids::InstanceId;
-use crate::net::{self, Guard, Listener};
+use crate::net::{self, Guard, Identity, Listener};
 use crate::oauth::OAuthClient;
 use crate::proxy;
 use crate::secret::Secret;
@@ -64,10 +64,14 @@ impl App {
         let shutdown = Shutdown::new();
         let catalog = Arc::new(opening::catalog(&config)?);
         let keyring = opening::keyring(&config)?;
-        let store = Store::open(&config.store, clock.now()).await.context("opening the store")?;
+        let store = Store::open(&config.store, clock.now()).await.context("opening the store")?.beside(clock.clone());
+        store.now().await.context("asking the database for the time")?;
         let vault = Arc::new(opening::vault(keyring, &store).await?);
         let (token_hash, new_admin_token) = opening::admin_token(&config, &store).await?;
-        let tls = net::client_config(config.egress.ca.as_deref()).context("egress.ca")?;
+        let proxy_identity = opening::identity(config.proxy.tls.as_ref(), "proxy.tls")?;
+        let admin_identity = opening::identity(config.admin.tls.as_ref(), "admin.tls")?;
+        let authorities: Vec<_> = config.egress.ca.as_deref().into_iter().collect();
+        let tls = net::ClientTls::new(&authorities, None).context("egress.ca")?;
         let guard = Arc::new(Guard::new(config.egress.allow.clone()));
         let metrics = Arc::new(Metrics::default());
         let (audit, writer, journal) = Audit::new(store.clone(), clock.clone(), Arc::clone(&metrics), &config.audit);
@@ -87,15 +91,20 @@ impl App {
         let admin_listener = Listener::bind(config.admin.listen, false)
             .with_context(|| format!("admin.listen: can't listen on {}", config.admin.listen))?;
         let admin_address = admin_listener.address()?;
-        let proxy_url = listeners::public_url(config.proxy.public_url.as_ref(), proxy_address);
-        let admin_url = listeners::public_url(config.admin.public_url.as_ref(), admin_address);
+        let proxy_url =
+            listeners::public_url(config.proxy.public_url.as_ref(), proxy_address, proxy_identity.is_some());
+        let admin_url =
+            listeners::public_url(config.admin.public_url.as_ref(), admin_address, admin_identity.is_some());
 
         let ready = Arc::new(AtomicBool::new(false));
         let accounts = Accounts::new(accounts::Parts {
             store: store.clone(),
             vault,
             catalog: Arc::clone(&catalog),
-            oauth: OAuthClient::new(net::Client::new(Arc::clone(&guard), Arc::clone(&tls)), config.refresh.timeout),
+            oauth: OAuthClient::new(
+                net::Client::new(Arc::clone(&guard), Arc::clone(tls.http1())),
+                config.refresh.timeout,
+            ),
             audit: audit.clone(),
             access: Arc::clone(&access),
             metrics: Arc::clone(&metrics),
@@ -148,8 +157,12 @@ impl App {
             tokio::join!(journal.run(ends.0), writer.run(ends.1));
         });
         let (alive, listeners) = mpsc::channel(1);
-        listeners::spawn_workers(workers, &gateway, &config, &alive)?;
-        listeners::spawn_admin(admin_listener, admin, &config, &shutdown, alive)?;
+        let (proxy_tls, admin_tls) = (server_tls(proxy_identity.as_ref())?, server_tls(admin_identity.as_ref())?);
+        listeners::spawn_workers(workers, proxy_tls.as_ref(), &gateway, &config, &alive)?;
+        listeners::spawn_admin(admin_listener, admin_tls, admin, &config, &shutdown, alive)?;
+        for identity in [proxy_identity, admin_identity].into_iter().flatten() {
+            shutdown.spawn(identity.run(shutdown.clone()));
+        }
         loops::start(&shutdown, &access, &accounts, &store, &clock, &config);
         ready.store(true, Ordering::Release);
         tracing::info!(proxy = %proxy_address, admin = %admin_address, "keyward is ready on {proxy_address} for agents and {admin_address} for people");
@@ -252,6 +265,10 @@ impl App {
     }
 }
 
+fn server_tls(identity: Option<&Arc<Identity>>) -> anyhow::Result<Option<Arc<rustls::ServerConfig>>> {
+    Ok(identity.map(Identity::server_config).transpose()?)
+}
+
 /// Runs a gateway until it is told to stop.
 ///
 /// # Errors
@@ -261,8 +278,9 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         let mut signals = Signals::listen()?;
         let Some(app) = signals.unless_told(App::start(config, Clock::system())).await? else { return Ok(()) };
         if let Some(token) = app.new_admin_token() {
+            let scheme = if app.config.admin.tls.is_some() { "https" } else { "http" };
             opening::say(&format!(
-                "\nadmin token  {}\n\nIt is shown this once. Sign in with it at http://{}/ or set KEYWARD_ADMIN_TOKEN to one of your own.\n",
+                "\nadmin token  {}\n\nIt is shown this once. Sign in with it at {scheme}://{}/ or set KEYWARD_ADMIN_TOKEN to one of your own.\n",
                 token.expose(),
                 app.admin_address()
             ));

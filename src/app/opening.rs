@@ -2,14 +2,16 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::catalog::Catalog;
-use crate::config::{Config, StoreUrl};
+use crate::config::{Config, StoreUrl, TlsFiles};
 use crate::ids;
+use crate::net::Identity;
 use crate::secret::{Secret, sha256};
 use crate::store::Store;
 use crate::vault::{CHECK_PLACE, Keyring, Sealed, Vault};
@@ -27,6 +29,11 @@ pub(super) fn catalog(config: &Config) -> anyhow::Result<Catalog> {
         let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
         anyhow!("{}", lines.join("\n"))
     })
+}
+
+/// A listener's certificate, when it has one; `section` is where the configuration names it.
+pub(super) fn identity(files: Option<&TlsFiles>, section: &'static str) -> anyhow::Result<Option<Arc<Identity>>> {
+    files.map(|files| Identity::load(&files.cert, &files.key).context(section)).transpose()
 }
 
 /// The given keys; with SQLite, else the file beside the database (made at the first start).

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use http::Method;
 
-use crate::config::Protection;
+use crate::config::{Protection, Transport};
 
 use super::check::scopes;
 use super::keys::Keys;
@@ -32,6 +32,10 @@ pub(super) fn capability(id: &str, mut keys: Keys<'_>, names: &Names<'_>) -> Cap
     let protection = Protection {
         concurrency: keys.number("concurrency", Protection::CONCURRENCY).and_then(NonZeroU32::new),
         reflect_guard: keys.flag("reflect_guard"),
+    };
+    let transport = Transport {
+        http1_only: keys.flag("http1_only").unwrap_or(false),
+        websocket: keys.flag("websocket").unwrap_or(false),
     };
     let ask = keys.texts("ask").unwrap_or_default();
     patterns(&keys, "ask", &ask);
@@ -63,6 +67,7 @@ pub(super) fn capability(id: &str, mut keys: Keys<'_>, names: &Names<'_>) -> Cap
         read,
         read_text,
         protection,
+        transport,
         ask,
         hint,
         examples,

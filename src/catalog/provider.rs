@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::config::Protection;
+use crate::config::{Protection, Transport};
 use crate::secret::Secret;
 
 use super::template::{self, Part, Place};
@@ -195,6 +195,8 @@ pub struct Capability {
     pub read_text: Vec<String>,
     /// `concurrency`, `reflect_guard`.
     pub protection: Protection,
+    /// `http1_only`, `websocket`.
+    pub transport: Transport,
     /// Rules that a dashboard offers: requests a person should be asked about.
     pub ask: Vec<String>,
     /// For the model.

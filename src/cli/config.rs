@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use keyward::catalog::{Base, Catalog, Patterns};
 use keyward::config::{Config, Env, StoreUrl, place_of};
+use keyward::net::Identity;
 use keyward::vault::Keyring;
 
 use super::Failure;
@@ -63,8 +64,24 @@ fn problems(config: &Config, file: &File) -> Vec<String> {
         if let Err(error) = Base::parse(&target.base_url) {
             problems.push(file.problem(&format!("targets.{slug}.base_url"), &error.to_string()));
         }
+        if let Some(files) = target.tls.as_ref().and_then(|tls| tls.client.as_ref())
+            && let Err(error) = Identity::load(&files.cert, &files.key)
+        {
+            let error = error.to_string();
+            let (key, problem) = error.split_once(": ").unwrap_or(("cert", &error));
+            problems.push(file.problem(&format!("targets.{slug}.client_{key}"), problem));
+        }
         if let Err(error) = Patterns::parse(&target.fence) {
             problems.push(file.problem(&format!("targets.{slug}.fence"), &error.to_string()));
+        }
+    }
+    for (section, files) in [("proxy.tls", &config.proxy.tls), ("admin.tls", &config.admin.tls)] {
+        if let Some(files) = files
+            && let Err(error) = Identity::load(&files.cert, &files.key)
+        {
+            let error = error.to_string();
+            let (key, problem) = error.split_once(": ").unwrap_or(("cert", &error));
+            problems.push(file.problem(&format!("{section}.{key}"), problem));
         }
     }
     match (&config.store, &config.sealing_keys) {

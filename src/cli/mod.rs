@@ -130,6 +130,7 @@ mod tests {
             "keyward account disconnect acc_1 --confirm",
             "keyward target create crm --base-url https://crm.example.com --bearer-env CRM_TOKEN",
             "keyward target create s --base-url https://s.example.com --header-env X-Api-Key=S_KEY --header-env X-App=S_APP",
+            "keyward target create live --base-url https://live.example.com --websocket --http1-only",
             "keyward grant set key_1 crm --access write",
             "keyward audit --since 1h --status 403 --limit 20",
             "keyward store migrate --config /etc/keyward/gateway.toml",

@@ -54,6 +54,12 @@ struct CreateArgs {
     /// Let answers repeat the secret; without it, it is hidden in their bodies
     #[arg(long)]
     no_reflect_guard: bool,
+    /// Do not offer HTTP/2 to it
+    #[arg(long)]
+    http1_only: bool,
+    /// Forward WebSocket handshakes, for grants that may write
+    #[arg(long)]
+    websocket: bool,
     /// Send this variable's value as a bearer token
     #[arg(long, value_name = "VARIABLE")]
     bearer_env: Option<String>,
@@ -100,6 +106,8 @@ impl CreateArgs {
             "fence": fence,
             "concurrency": self.concurrency,
             "reflect_guard": self.no_reflect_guard.then_some(false),
+            "http1_only": self.http1_only,
+            "websocket": self.websocket,
         }))
     }
 

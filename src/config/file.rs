@@ -18,7 +18,7 @@ use super::document::{Document, Section};
 use super::units::{parse_duration, parse_size};
 use super::{
     Admin, Audit, Config, Egress, Env, EnvError, Limits, Log, LogFormat, OnFull, Proxy, RateLimit, Refresh, Stopping,
-    StoreUrl, Timeouts,
+    StoreUrl, Timeouts, TlsFiles,
 };
 use super::{rate, targets};
 
@@ -68,8 +68,8 @@ pub(super) fn read(document: &Document<'_>, folder: &Path, env: &Env) -> (Config
         StoreUrl::Sqlite(path) => path.with_extension("spill"),
         StoreUrl::Postgres(_) => folder.join("keyward.spill"),
     };
-    let config = Config {
-        proxy: proxy(root.section("proxy")),
+    let mut config = Config {
+        proxy: proxy(root.section("proxy"), &around),
         admin: admin(root.section("admin"), &mut around),
         store,
         spill,
@@ -87,6 +87,11 @@ pub(super) fn read(document: &Document<'_>, folder: &Path, env: &Env) -> (Config
     if config.proxy.listen == config.admin.listen && config.admin.listen.port() != 0 {
         root.section("admin").refuse("listen", "the agents' listener ([proxy] listen) has this address already");
     }
+    if let Some(ca) = &config.egress.ca {
+        for tls in config.targets.values_mut().filter_map(|target| target.tls.as_mut()) {
+            tls.authorities.push(ca.clone());
+        }
+    }
     // Only that each is a table: what is in it is the catalog's to judge.
     root.section("providers").sections();
     root.finish();
@@ -95,7 +100,7 @@ pub(super) fn read(document: &Document<'_>, folder: &Path, env: &Env) -> (Config
 
 /// What the values of the file are read against.
 pub(super) struct Around<'a> {
-    folder: &'a Path,
+    pub(super) folder: &'a Path,
     pub(super) env: &'a Env,
     /// What is wrong with the environment; it has no line.
     problems: Vec<String>,
@@ -110,13 +115,14 @@ impl Around<'_> {
     }
 }
 
-fn proxy(section: Section<'_>) -> Proxy {
+fn proxy(section: Section<'_>, around: &Around<'_>) -> Proxy {
     let limits = section.section("limits");
     let timeouts = section.section("timeouts");
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let proxy = Proxy {
         listen: listen(&section, 8080),
         public_url: section.text("public_url", origin),
+        tls: tls(&section, around),
         workers: section.number("workers", 1..=1024).unwrap_or_else(cores),
         limits: Limits {
             // hyper can't be given less than 8 KiB for a head.
@@ -162,14 +168,16 @@ fn admin(section: Section<'_>, around: &mut Around<'_>) -> Admin {
     let admin = Admin {
         listen: listen(&section, 8081),
         public_url: section.text("public_url", origin),
+        tls: tls(&section, around),
         insecure_http: section.flag("insecure_http").unwrap_or(false),
         token: around.secret("KEYWARD_ADMIN_TOKEN"),
     };
-    if !admin.listen.ip().is_loopback() && !admin.insecure_http {
+    if !admin.listen.ip().is_loopback() && !admin.insecure_http && !section.has("tls") {
         section.refuse(
             "listen",
-            "this address is reachable from other machines, and the listener speaks plain HTTP: bind it to 127.0.0.1 \
-             behind a TLS proxy, or set insecure_http = true if the network in between is yours",
+            "this address is reachable from other machines, and the listener speaks plain HTTP: give it a certificate \
+             under [admin.tls], bind it to 127.0.0.1 behind a TLS proxy, or set insecure_http = true if the network in \
+             between is yours",
         );
     }
     if let Some(problem) = admin.token.as_ref().and_then(|token| token_problem(token.expose())) {
@@ -291,6 +299,27 @@ fn log(section: Section<'_>, around: &mut Around<'_>) -> Log {
     Log { format, level: asked.or(written).unwrap_or_else(|| "info".to_owned()) }
 }
 
+/// The files of `tls`, if there is such a table. What is in them is found out when they are loaded.
+fn tls(section: &Section<'_>, around: &Around<'_>) -> Option<TlsFiles> {
+    let tls = section.section("tls");
+    let file = |key: &str| tls.text(key, |text| readable(around.folder.join(text)));
+    let (cert, key) = (file("cert"), file("key"));
+    if section.has("tls") {
+        for key in ["cert", "key"].into_iter().filter(|key| !tls.has(key)) {
+            tls.refuse(key, "missing: TLS takes a certificate and its key");
+        }
+    }
+    tls.finish();
+    Some(TlsFiles { cert: cert?, key: key? })
+}
+
+pub(super) fn readable(path: PathBuf) -> Result<PathBuf, String> {
+    match std::fs::File::open(&path) {
+        Ok(_) => Ok(path),
+        Err(cause) => Err(format!("can't read {}: {cause}", path.display())),
+    }
+}
+
 fn listen(section: &Section<'_>, port: u16) -> SocketAddr {
     let read = |text: &str| {
         text.parse().map_err(|_| {
@@ -341,7 +370,7 @@ fn range(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "not an address range such as \"10.0.0.0/8\"".to_owned())
 }
 
-fn certificates(path: PathBuf) -> Result<PathBuf, String> {
+pub(super) fn certificates(path: PathBuf) -> Result<PathBuf, String> {
     let shown = path.display();
     let certificates = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match certificates {

@@ -70,14 +70,25 @@ pub struct Config {
 pub struct Proxy {
     /// Where agents connect.
     pub listen: SocketAddr,
-    /// How agents reach it; without a trailing slash. Default `http://{listen}`.
+    /// How agents reach it; without a trailing slash. Default `http://{listen}`, or `https` with TLS.
     pub public_url: Option<Url>,
+    /// `[proxy.tls]`; `None`: in clear.
+    pub tls: Option<TlsFiles>,
     /// Threads that serve agents; default one per core.
     pub workers: usize,
     /// `[proxy.limits]`.
     pub limits: Limits,
     /// `[proxy.timeouts]`.
     pub timeouts: Timeouts,
+}
+
+/// `[proxy.tls]` and `[admin.tls]`: PEM files, read again when they change.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// The listener's certificate, then those that lead to an authority.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// `[proxy.limits]`.
@@ -121,9 +132,11 @@ pub struct Timeouts {
 pub struct Admin {
     /// Where people connect.
     pub listen: SocketAddr,
-    /// How people reach it; redirect URIs are made from it. Default `http://{listen}`.
+    /// How people reach it; redirect URIs are made from it. Default `http://{listen}`, or `https` with TLS.
     pub public_url: Option<Url>,
-    /// Allows a listener beyond loopback without TLS in front.
+    /// `[admin.tls]`; `None`: in clear.
+    pub tls: Option<TlsFiles>,
+    /// Allows a listener beyond loopback without TLS of its own.
     pub insecure_http: bool,
     /// `KEYWARD_ADMIN_TOKEN` (or `_FILE`).
     pub token: Option<Secret<String>>,
@@ -253,6 +266,25 @@ impl Protection {
     pub const CONCURRENCY: RangeInclusive<u32> = 1..=10_000;
 }
 
+/// How a target is spoken to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Transport {
+    /// HTTP/2 is not offered.
+    pub http1_only: bool,
+    /// WebSocket handshakes are forwarded.
+    pub websocket: bool,
+}
+
+/// TLS of a system target, where it differs.
+#[derive(Debug, Clone)]
+pub struct TargetTls {
+    /// Files of more certificate authorities: `[egress] ca` and the target's `ca_file`.
+    pub authorities: Vec<PathBuf>,
+    /// `client_cert` and `client_key`: who Keyward is to this target.
+    pub client: Option<TlsFiles>,
+}
+
 /// `[targets.<slug>]`.
 #[derive(Debug)]
 pub struct SystemTarget {
@@ -266,6 +298,10 @@ pub struct SystemTarget {
     pub fence: Vec<String>,
     /// `concurrency`, `reflect_guard`.
     pub protection: Protection,
+    /// `http1_only`, `websocket`.
+    pub transport: Transport,
+    /// `ca_file`, `client_cert`, `client_key`.
+    pub tls: Option<TargetTls>,
 }
 
 /// A stored credential of a static or system target.

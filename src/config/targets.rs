@@ -9,8 +9,8 @@ use url::{Host, Url};
 use crate::secret::Secret;
 
 use super::document::Section;
-use super::file::Around;
-use super::{Protection, StaticCredential, SystemTarget};
+use super::file::{Around, certificates, readable};
+use super::{Protection, StaticCredential, SystemTarget, TargetTls, TlsFiles, Transport};
 
 /// Headers that frame the message or name its place.
 const NOT_CREDENTIALS: [HeaderName; 9] = [
@@ -42,6 +42,11 @@ pub(super) fn read(section: &Section<'_>, around: &Around<'_>) -> BTreeMap<Strin
                 .texts("fence", |text| not_empty(text).map(str::to_owned))
                 .unwrap_or_else(|| vec!["/**".to_owned()]),
             protection: protection(&target),
+            transport: Transport {
+                http1_only: target.flag("http1_only").unwrap_or(false),
+                websocket: target.flag("websocket").unwrap_or(false),
+            },
+            tls: tls(&target, around),
         };
         if read.fence.is_empty() {
             target.refuse("fence", "an empty fence lets nothing through; leave the key out to allow every path");
@@ -59,6 +64,19 @@ fn protection(target: &Section<'_>) -> Protection {
         concurrency: concurrency.and_then(|number| NonZeroU32::new(u32::try_from(number).ok()?)),
         reflect_guard: target.flag("reflect_guard"),
     }
+}
+
+fn tls(target: &Section<'_>, around: &Around<'_>) -> Option<TargetTls> {
+    let ca = target.text("ca_file", |text| certificates(around.folder.join(text)));
+    let file = |key: &str| target.text(key, |text| readable(around.folder.join(text)));
+    let (cert, key) = (file("client_cert"), file("client_key"));
+    for (given, wanted) in [("client_cert", "client_key"), ("client_key", "client_cert")] {
+        if target.has(given) && !target.has(wanted) {
+            target.refuse(wanted, "missing: a client certificate and its key belong together");
+        }
+    }
+    let client = cert.zip(key).map(|(cert, key)| TlsFiles { cert, key });
+    (ca.is_some() || client.is_some()).then(|| TargetTls { authorities: ca.into_iter().collect(), client })
 }
 
 fn is_slug(text: &str) -> bool {

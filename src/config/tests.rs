@@ -22,12 +22,14 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(text, "gateway.toml", Path::new("/srv/keyward"), env())
 }
 
-/// The shipped file with every example switched on. `ca` names a file that is not there, so a real one stands in.
+/// The shipped file with every example switched on. It names files that are not there, so a real one stands in.
 fn switched_on(ca: &Path) -> String {
     let example =
         |line: &str| line.starts_with('#') && line[1..].starts_with(|c: char| c.is_ascii_lowercase() || c == '[');
     let lines = SHIPPED.lines().map(|line| if example(line) { &line[1..] } else { line });
-    lines.collect::<Vec<_>>().join("\n").replace("\"extra.pem\"", &format!("{:?}", ca.display().to_string()))
+    let real = format!("{:?}", ca.display().to_string());
+    let text = lines.collect::<Vec<_>>().join("\n");
+    ["extra.pem", "cert.pem", "key.pem"].iter().fold(text, |text, file| text.replace(&format!("{file:?}"), &real))
 }
 
 fn certificate(folder: &Path) -> std::path::PathBuf {
@@ -48,6 +50,8 @@ fn mistakes_are_told_with_line_and_key() {
         ("[proxy]\nworkers = 0", "gateway.toml:2:11: proxy.workers: a number from 1 to 1024 is wanted"),
         ("[proxy]\npublic_url = \"keyward\"", "gateway.toml:2:14: proxy.public_url: not a URL: "),
         ("[admin]\npublic_url = \"https://a.example.com/b\"", "gateway.toml:2:14: admin.public_url: scheme, host"),
+        ("[proxy.tls]\ncert = \"none.pem\"", "gateway.toml:2:8: proxy.tls.cert: can't read /srv/keyward/none.pem"),
+        ("[admin.tls]\nkey = \"/dev/null\"", "gateway.toml:1:1: admin.tls.cert: missing"),
         ("[proxy.limits]\nhead = \"1 KiB\"", "gateway.toml:2:8: proxy.limits.head: a size from 8 KiB to 1024 KiB"),
         ("[proxy.limits]\nrequest_body = \"lots\"", "gateway.toml:2:16: proxy.limits.request_body: not a size: "),
         ("[proxy.timeouts]\nidle = \"0s\"", "gateway.toml:2:8: proxy.timeouts.idle: zero is not possible"),

@@ -195,7 +195,7 @@ pub(super) async fn validate(State(state): State<AdminState>, user: SignedIn, Pa
     let id = account_id(&id)?;
     let org = organization(&state).await?;
     match state.accounts.validate(org, id, user.actor).await {
-        Ok(seen) => back(if seen.is_valid { "valid" } else { "invalid" }, id),
+        Ok(seen) => back(seen.is_valid.map_or("not_checked", |valid| if valid { "valid" } else { "invalid" }), id),
         Err(error) => back(trouble(error)?, id),
     }
 }

@@ -25,6 +25,9 @@ impl Flash {
             "choose_capability" => ("warn", "Nothing was chosen. Tick at least one capability, then connect."),
             "valid" => ("good", "Checked: the provider accepts the account."),
             "invalid" => ("bad", "Checked: the provider does not accept the account. Reconnect it."),
+            "not_checked" => {
+                ("warn", "The provider can't be asked just now. What was known of the account still counts.")
+            }
             "refreshed" => ("good", "The account has a fresh access token."),
             "refresh_refused" => ("bad", "The provider refused to renew access. Reconnect the account."),
             "refresh_later" => {
@@ -69,6 +72,10 @@ pub(super) fn reason(reason: Reason) -> &'static str {
         }
         Reason::ProviderMisconfigured => {
             "The provider refuses this installation's client id or secret. An operator must correct them; nothing is lost."
+        }
+        Reason::Failing => {
+            "For a day the provider has answered with an error that Keyward does not know. Nothing is lost and it is tried \
+             again; if it stays, reconnect it or look at the provider's side."
         }
         Reason::RefreshRejected => "The provider refused to renew access. Reconnect it; every grant stays.",
         Reason::SignInNeeded => "The provider wants the person to sign in again. Reconnect it; every grant stays.",

@@ -216,11 +216,11 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::net::client_config;
+    use crate::net::ClientTls;
 
     fn client() -> Client {
         let guard = Guard::new(vec!["127.0.0.0/8".parse().unwrap()]);
-        Client::new(Arc::new(guard), client_config(None).unwrap())
+        Client::new(Arc::new(guard), Arc::clone(ClientTls::new(&[], None).unwrap().http1()))
     }
 
     fn limits(total_ms: u64) -> ClientLimits {
@@ -394,14 +394,14 @@ mod tests {
         });
         let url = format!("https://localhost:{port}/");
         let guard = Arc::new(Guard::new(vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]));
-        let stranger = Client::new(Arc::clone(&guard), client_config(None).unwrap());
+        let stranger = Client::new(Arc::clone(&guard), Arc::clone(ClientTls::new(&[], None).unwrap().http1()));
         let got = stranger.call(post(&url), &limits(2000)).await;
         assert!(matches!(got, Err(ClientError::Unsent(_))), "{got:?}");
 
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ca.pem");
         std::fs::write(&file, made.cert.pem()).unwrap();
-        let friend = Client::new(guard, client_config(Some(&file)).unwrap());
+        let friend = Client::new(guard, Arc::clone(ClientTls::new(&[&file], None).unwrap().http1()));
         assert_eq!(friend.call(post(&url), &limits(2000)).await.unwrap().body().as_ref(), b"ok");
     }
 }

@@ -1,8 +1,13 @@
 //! Sockets: how connections come in, how they go out, and where they may not go. Knows nothing of gateways.
 
 mod client;
+mod connection;
+mod exchange;
 mod framing;
 mod guard;
+mod handshake;
+mod identity;
+mod multiplex;
 mod serve;
 mod socket;
 mod ticker;
@@ -10,7 +15,10 @@ mod tls;
 mod words;
 
 pub use client::{Client, ClientError, ClientLimits};
+pub use exchange::{Line, Peer, Stream, Tunnel};
 pub use guard::{DialError, Guard};
-pub use serve::{Listener, Peer, ServeLimits, serve};
+pub use identity::Identity;
+pub use multiplex::LocalTasks;
+pub use serve::{Listener, ServeLimits, serve};
 pub use ticker::{Deadline, Moment, Ticker, Ticks};
-pub use tls::{TlsError, client_config};
+pub use tls::{ClientTls, TlsError};

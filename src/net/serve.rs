@@ -1,33 +1,29 @@
 //! The accept loop that both listeners share: permits, first-byte and head deadlines, graceful end.
 
-use std::any::Any;
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use futures_util::future::CatchUnwind;
-use http::{Request, Response, StatusCode};
-use http_body_util::{Either, Full};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::server::conn::http1;
-use hyper::service::Service;
-use hyper_util::rt::TokioIo;
-use pin_project_lite::pin_project;
-use tokio::net::{TcpListener, TcpStream};
+use http::{Request, Response};
+use hyper::body::{Body, Incoming};
+use hyper::server::conn::{http1, http2};
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-use super::socket::{Socket, Spans, Watch};
+use super::connection::connection;
+use super::exchange::{Line, Peer};
+use super::handshake::Handshakes;
+use super::multiplex::{self, LocalTasks};
+use super::socket::Spans;
 use super::ticker::{Ticker, Ticks};
-use super::words::{refusal, too_late};
 use crate::shutdown::Shutdown;
 
 /// Connections that wait in the kernel for us to accept them.
@@ -75,10 +71,6 @@ impl Listener {
     }
 }
 
-/// Who is at the other end; every request carries one in its extensions.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
-
 /// Limits of a listener.
 #[derive(Debug, Clone)]
 pub struct ServeLimits {
@@ -92,17 +84,26 @@ pub struct ServeLimits {
     pub head_bytes: usize,
     /// Header lines.
     pub headers: usize,
+    /// A TLS handshake.
+    pub handshake: Duration,
+    /// TLS handshakes at once; one more cuts the oldest.
+    pub handshakes: usize,
 }
 
-/// Serves HTTP/1.1 until the soft stop, then lets running exchanges finish until the hard stop; returns when all its
-/// connections have ended. Runs on the current thread's `LocalSet`: each connection is a local task, so the service
-/// need not be `Send`.
+/// Serves HTTP/1.1 and HTTP/2 until the soft stop, then lets running exchanges finish until the hard stop; returns when all
+/// its connections have ended. With `tls` the protocol is agreed on by ALPN, in clear by how the client begins. Runs on the
+/// current thread's `LocalSet`: each connection is a local task, so the service need not be `Send`.
 ///
 /// # Panics
 /// Outside a `LocalSet`.
-pub async fn serve<S, F, B>(listener: Listener, limits: ServeLimits, shutdown: Shutdown, service: S)
-where
-    S: Fn(Request<Incoming>) -> F + Clone + 'static,
+pub async fn serve<S, F, B>(
+    listener: Listener,
+    limits: ServeLimits,
+    tls: Option<Arc<ServerConfig>>,
+    shutdown: Shutdown,
+    service: S,
+) where
+    S: Fn(Request<Incoming>, Line) -> F + Clone + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + 'static,
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -114,7 +115,7 @@ where
             return;
         }
     };
-    let house = House::new(&limits);
+    let house = House::new(&limits, tls);
     let mut stopping = pin!(shutdown.stopping());
     loop {
         tokio::select! {
@@ -159,28 +160,32 @@ async fn accept_failed(error: &io::Error) {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stop {
+pub(super) enum Stop {
     Not,
     Soft,
     Hard,
 }
 
 /// What the connections of one listener have in common.
-struct House {
-    stop: Cell<Stop>,
+pub(super) struct House {
+    pub(super) stop: Cell<Stop>,
     live: Cell<usize>,
     left: Notify,
-    ticker: Ticker,
-    spans: Spans,
-    http: http1::Builder,
+    pub(super) ticker: Ticker,
+    pub(super) spans: Spans,
+    pub(super) head_bytes: usize,
+    pub(super) headers: usize,
+    pub(super) handshakes: Option<Handshakes>,
+    pub(super) http1: http1::Builder,
+    pub(super) http2: http2::Builder<LocalTasks>,
 }
 
 impl House {
-    fn new(limits: &ServeLimits) -> Rc<Self> {
-        let mut http = http1::Builder::new();
-        http.header_read_timeout(None).max_header_size(limits.head_bytes).max_buf_size(limits.head_bytes.max(BUFFER));
+    fn new(limits: &ServeLimits, tls: Option<Arc<ServerConfig>>) -> Rc<Self> {
+        let mut http1 = http1::Builder::new();
+        http1.header_read_timeout(None).max_header_size(limits.head_bytes).max_buf_size(limits.head_bytes.max(BUFFER));
         if limits.headers != HEADERS {
-            http.max_headers(limits.headers);
+            http1.max_headers(limits.headers);
         }
         Rc::new(Self {
             stop: Cell::new(Stop::Not),
@@ -188,11 +193,16 @@ impl House {
             left: Notify::new(),
             ticker: Ticker::new(),
             spans: Spans {
+                handshake: Ticks::of(limits.handshake),
                 head: Ticks::of(limits.head),
                 keep_alive: Ticks::of(limits.keep_alive),
                 linger: Ticks::of(LINGER),
             },
-            http,
+            head_bytes: limits.head_bytes,
+            headers: limits.headers,
+            handshakes: tls.map(|config| Handshakes::new(config, limits.handshakes)),
+            http1,
+            http2: multiplex::builder(limits),
         })
     }
 
@@ -212,13 +222,18 @@ impl House {
         self.stop.set(stop);
         self.ticker.wake_all();
     }
+
+    /// Whether the deadline of stopping has passed.
+    pub(super) fn is_cut(&self) -> bool {
+        self.stop.get() == Stop::Hard
+    }
 }
 
 /// A place taken by a connection; given back also when its task panics.
-struct Place(Rc<House>);
+pub(super) struct Place(pub(super) Rc<House>);
 
 impl Place {
-    fn take(house: Rc<House>) -> Self {
+    pub(super) fn take(house: Rc<House>) -> Self {
         house.live.set(house.live.get() + 1);
         Self(house)
     }
@@ -231,164 +246,11 @@ impl Drop for Place {
     }
 }
 
-enum End {
-    Done,
-    Late,
-    Cut,
-}
-
-/// One connection, from its first byte to its last. The place is taken here, synchronously, before the task first runs.
-fn connection<S, F, B>(tcp: TcpStream, peer: Peer, house: Rc<House>, service: S) -> impl Future<Output = ()>
-where
-    S: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Result<Response<B>, Infallible>>,
-    B: Body<Data = Bytes> + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let place = Place::take(house);
-    async move {
-        let house = &place.0;
-        let watch = Watch::new(house.ticker.deadline(), house.spans);
-        let socket = TokioIo::new(Socket::new(tcp, Rc::clone(&watch)));
-        let exchanges = Exchanges { service, peer, watch: Rc::clone(&watch) };
-        let mut connection = house.http.serve_connection(socket, exchanges);
-        let mut told = false;
-        let end = poll_fn(|cx| {
-            match house.stop.get() {
-                Stop::Hard => return Poll::Ready(End::Cut),
-                Stop::Soft if !told => {
-                    told = true;
-                    Pin::new(&mut connection).graceful_shutdown();
-                }
-                Stop::Soft | Stop::Not => {}
-            }
-            if Pin::new(&mut connection).poll(cx).is_ready() {
-                return Poll::Ready(End::Done);
-            }
-            watch.deadline.poll_passed(cx).map(|()| End::Late)
-        })
-        .await;
-        if matches!(end, End::Late) && watch.may_be_told() {
-            connection.into_parts().io.inner().tell(&too_late());
-        }
-    }
-}
-
-/// hyper's service for one connection: notes where the connection stands, and survives a panic.
-struct Exchanges<S> {
-    service: S,
-    peer: Peer,
-    watch: Rc<Watch>,
-}
-
-impl<S, F, B> Service<Request<Incoming>> for Exchanges<S>
-where
-    S: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Result<Response<B>, Infallible>>,
-    B: Body<Data = Bytes>,
-{
-    type Response = Response<Answer<B>>;
-    type Error = Infallible;
-    type Future = Serving<F>;
-
-    fn call(&self, mut request: Request<Incoming>) -> Serving<F> {
-        let watch = Rc::clone(&self.watch);
-        if let Some(fault) = watch.busy(!request.body().is_end_stream()) {
-            return Serving { work: Work::Refused { fault }, watch };
-        }
-        request.extensions_mut().insert(self.peer);
-        let future = AssertUnwindSafe((self.service)(request)).catch_unwind();
-        Serving { work: Work::Running { future }, watch }
-    }
-}
-
-pin_project! {
-    #[project = WorkProjection]
-    enum Work<F> {
-        Running { #[pin] future: CatchUnwind<AssertUnwindSafe<F>> },
-        Refused { fault: &'static str },
-    }
-}
-
-pin_project! {
-    struct Serving<F> {
-        #[pin]
-        work: Work<F>,
-        watch: Rc<Watch>,
-    }
-}
-
-impl<F, B> Future for Serving<F>
-where
-    F: Future<Output = Result<Response<B>, Infallible>>,
-{
-    type Output = Result<Response<Answer<B>>, Infallible>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let response = match this.work.project() {
-            WorkProjection::Running { future } => match ready!(future.poll(cx)) {
-                Ok(Ok(response)) => response.map(Either::Left),
-                Ok(Err(never)) => match never {},
-                Err(panic) => panicked(&*panic).map(Either::Right),
-            },
-            WorkProjection::Refused { fault } => {
-                refusal(StatusCode::BAD_REQUEST, "bad_request", fault).map(Either::Right)
-            }
-        };
-        let end = Answered(Rc::clone(this.watch));
-        Poll::Ready(Ok(response.map(|body| Answer { body, end })))
-    }
-}
-
-pin_project! {
-    /// An answer's body; the connection is between requests when it goes.
-    struct Answer<B> {
-        #[pin]
-        body: Either<B, Full<Bytes>>,
-        end: Answered,
-    }
-}
-
-struct Answered(Rc<Watch>);
-
-impl Drop for Answered {
-    fn drop(&mut self) {
-        self.0.answered();
-    }
-}
-
-impl<B> Body for Answer<B>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        self.project().body.poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> Response<Full<Bytes>> {
-    // The message may hold anything; the panic hook has printed it where operators look.
-    let known = panic.is::<&'static str>() || panic.is::<String>();
-    tracing::error!(known, "a request handler panicked; this is a bug in keyward");
-    refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Keyward failed on this request.")
-}
-
 #[cfg(test)]
 mod tests {
+    use http_body_util::Full;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tokio::task::LocalSet;
 
     use super::*;
@@ -400,6 +262,8 @@ mod tests {
             keep_alive: Duration::from_millis(900),
             head_bytes: 8192,
             headers: 20,
+            handshake: Duration::from_millis(400),
+            handshakes: 2,
         }
     }
 
@@ -409,15 +273,20 @@ mod tests {
         let shutdown = Shutdown::new();
         LocalSet::new()
             .run_until(async {
-                let server =
-                    tokio::task::spawn_local(serve(listener, limits(), shutdown.clone(), |request| async move {
-                        assert!(request.extensions().get::<Peer>().is_some());
+                let server = tokio::task::spawn_local(serve(
+                    listener,
+                    limits(),
+                    None,
+                    shutdown.clone(),
+                    |request, line| async move {
+                        assert!(line.peer().0.ip().is_loopback());
                         assert!(request.uri().path() != "/panic", "as asked");
                         if request.uri().path() == "/slow" {
                             tokio::time::sleep(Duration::from_millis(1500)).await;
                         }
                         Ok(Response::new(Full::new(Bytes::from_static(b"fine"))))
-                    }));
+                    },
+                ));
                 let result = work(address, shutdown.clone()).await;
                 shutdown.stop();
                 tokio::time::timeout(Duration::from_secs(5), server).await.unwrap().unwrap();
@@ -506,6 +375,58 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(100)).await;
             shutdown.stop_now();
             assert!(running.await.unwrap().is_empty());
+        })
+        .await;
+    }
+
+    async fn by_bytes(address: SocketAddr, request: &[u8]) -> TcpStream {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.set_nodelay(true).unwrap();
+        for byte in request {
+            tcp.write_all(&[*byte]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        tcp
+    }
+
+    #[tokio::test]
+    async fn the_protocol_is_found_out_however_the_bytes_arrive() {
+        with_server(|address, _| async move {
+            // As far as "P" it could be either.
+            let mut post =
+                by_bytes(address, b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+                    .await;
+            let mut answer = String::new();
+            post.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with("fine"), "{answer}");
+            // The preface, then SETTINGS of nothing: SETTINGS come back.
+            let mut http2 = by_bytes(address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+            let mut head = [0u8; 9];
+            http2.read_exact(&mut head).await.unwrap();
+            assert_eq!(head[3], 4, "{head:?}");
+            // Half a preface is half a head.
+            let late = exchange(address, "PRI * HTTP/2.0\r\n\r\nSM").await;
+            assert!(late.starts_with("HTTP/1.1 408 "), "{late}");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_of_http2_without_streams_is_closed_in_time() {
+        with_server(|address, _| async move {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let (mut sender, connection) = h2::client::handshake(tcp).await.unwrap();
+            let driver = tokio::task::spawn_local(connection);
+            for path in ["/", "/slow", "/panic"] {
+                let request = Request::get(format!("http://a{path}")).body(()).unwrap();
+                sender = sender.ready().await.unwrap();
+                let (answer, _) = sender.send_request(request, true).unwrap();
+                let status = answer.await.unwrap().status();
+                assert_eq!(status, if path == "/panic" { 500 } else { 200 }, "{path}");
+            }
+            // With GOAWAY, which is no error.
+            tokio::time::timeout(Duration::from_secs(10), driver).await.unwrap().unwrap().unwrap();
+            drop(sender);
         })
         .await;
     }

@@ -7,20 +7,30 @@
 //!   │ head             │ no limit, but a peer that          │ keep_alive
 //!   ▼ 408              ▼ takes nothing: keep_alive          ▼ closed
 //! ```
+//!
+//! Over HTTP/2 there is no Head: a connection is Busy while it has streams, else Idle, and bytes alone don't count.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
+use super::exchange::Tunnel;
 use super::framing::Framing;
 use super::ticker::{Deadline, Ticks};
 use super::words::unreadable;
+
+/// How a client of HTTP/2 begins (RFC 9113 §3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What is read before it is known which protocol it is.
+const FIRST: usize = 4096;
+/// Streams that may end before their answer, beyond those that are answered, until the connection is over: opening
+/// and resetting streams is cheap for the peer and is not for whom the requests go to (CVE-2023-44487).
+const RESETS: u32 = 100;
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +48,7 @@ pub(super) enum Phase {
 /// The limits of the phases.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spans {
+    pub(super) handshake: Ticks,
     pub(super) head: Ticks,
     pub(super) keep_alive: Ticks,
     pub(super) linger: Ticks,
@@ -51,6 +62,11 @@ pub(super) struct Watch {
     /// A request was taken, and its answer is not all on its way yet.
     owed: Cell<bool>,
     framing: RefCell<Framing>,
+    /// Streams under way, over HTTP/2.
+    streams: Cell<Option<u32>>,
+    /// What takes the connection over once a 101 is written.
+    pub(super) tunnel: RefCell<Option<Tunnel>>,
+    resets: Cell<u32>,
     spans: Spans,
     pub(super) deadline: Deadline,
 }
@@ -64,13 +80,77 @@ impl Watch {
             had_body: Cell::new(false),
             owed: Cell::new(false),
             framing: RefCell::default(),
+            streams: Cell::new(None),
+            tunnel: RefCell::default(),
+            resets: Cell::new(0),
             spans,
             deadline,
         })
     }
 
+    /// A TLS handshake begins.
+    pub(super) fn shaking(&self) {
+        self.deadline.arm(self.spans.handshake);
+    }
+
+    /// The first head may come now.
+    pub(super) fn ready(&self) {
+        self.deadline.arm(self.spans.head);
+    }
+
+    /// It is HTTP/2 from here on.
+    pub(super) fn multiplexed(&self) {
+        self.streams.set(Some(0));
+        self.phase.set(Phase::Idle);
+    }
+
+    /// It is no HTTP at all from here on, and has no time of its own.
+    pub(super) fn handed_over(&self) {
+        self.multiplexed();
+        self.deadline.disarm();
+    }
+
+    /// Whether it is HTTP/2.
+    pub(super) fn is_multiplexed(&self) -> bool {
+        self.streams.get().is_some()
+    }
+
+    /// The connection is about to be closed; what is under way gets this much longer.
+    pub(super) fn closing(&self) {
+        self.resets.set(u32::MAX);
+        self.deadline.arm(self.spans.linger);
+    }
+
+    fn opened(&self, streams: u32) {
+        self.streams.set(Some(streams + 1));
+        self.phase.set(Phase::Busy);
+        if self.resets.get() < RESETS && !self.stalled.get() {
+            self.deadline.disarm();
+        }
+    }
+
+    fn closed(&self, streams: u32, answered: bool) {
+        let streams = streams.saturating_sub(1);
+        self.streams.set(Some(streams));
+        if self.resets.get() == u32::MAX {
+            return;
+        }
+        let resets = self.resets.get();
+        self.resets.set(if answered { resets.saturating_sub(1) } else { resets + 1 });
+        if self.resets.get() >= RESETS {
+            self.deadline.pass();
+        } else if streams == 0 {
+            self.phase.set(Phase::Idle);
+            self.deadline.arm(self.spans.keep_alive);
+        }
+    }
+
     /// A head is whole. Answers what is wrong with it.
     pub(super) fn busy(&self, has_body: bool) -> Option<&'static str> {
+        if let Some(streams) = self.streams.get() {
+            self.opened(streams);
+            return None;
+        }
         self.phase.set(Phase::Busy);
         self.had_body.set(has_body);
         self.owed.set(true);
@@ -78,8 +158,11 @@ impl Watch {
         self.framing.take().fault()
     }
 
-    /// The answer has been handed over whole.
-    pub(super) fn answered(&self) {
+    /// An exchange is over: its answer has been handed over, or (over HTTP/2) given up before there was one.
+    pub(super) fn answered(&self, answered: bool) {
+        if let Some(streams) = self.streams.get() {
+            return self.closed(streams, answered);
+        }
         self.phase.set(Phase::Idle);
         self.deadline.arm(self.spans.keep_alive);
     }
@@ -90,6 +173,9 @@ impl Watch {
     }
 
     fn read(&self, bytes: &[u8]) {
+        if self.is_multiplexed() {
+            return;
+        }
         if self.phase.get() == Phase::Idle {
             self.phase.set(Phase::Head);
             self.deadline.arm(self.spans.head);
@@ -123,7 +209,7 @@ impl Watch {
     /// What is written while no answer is due is the parser's own refusal of a head, a bare status line. The answer to
     /// say instead, in the shape of every other one.
     fn unasked(&self, written: &[u8]) -> Option<Vec<u8>> {
-        if self.owed.get() || !matches!(self.phase.get(), Phase::Head | Phase::Idle) {
+        if self.owed.get() || self.is_multiplexed() || !matches!(self.phase.get(), Phase::Head | Phase::Idle) {
             return None;
         }
         let status = StatusCode::from_bytes(written.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()?;
@@ -143,49 +229,86 @@ impl Watch {
     }
 }
 
-/// The socket.
-pub(super) struct Socket {
-    tcp: TcpStream,
+/// The socket, in clear or under TLS.
+pub(super) struct Socket<T> {
+    io: T,
     watch: Rc<Watch>,
+    /// Read already, to find out which protocol it is.
+    ahead: Vec<u8>,
     sent_fin: bool,
 }
 
-impl Socket {
-    pub(super) fn new(tcp: TcpStream, watch: Rc<Watch>) -> Self {
-        Self { tcp, watch, sent_fin: false }
+impl<T: AsyncRead + AsyncWrite + Unpin> Socket<T> {
+    pub(super) fn new(io: T, watch: Rc<Watch>) -> Self {
+        Self { io, watch, ahead: Vec::new(), sent_fin: false }
+    }
+
+    /// Whether the peer begins as a client of HTTP/2 does. What was read stays to be read.
+    pub(super) fn poll_preface(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        loop {
+            let length = self.ahead.len().min(PREFACE.len());
+            if self.ahead[..length] != PREFACE[..length] || length == PREFACE.len() {
+                return Poll::Ready(Ok(length == PREFACE.len() && self.ahead.starts_with(PREFACE)));
+            }
+            let mut space = [0u8; FIRST];
+            let mut buf = ReadBuf::new(&mut space);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
+            if buf.filled().is_empty() {
+                return Poll::Ready(Ok(false));
+            }
+            self.ahead.extend_from_slice(buf.filled());
+        }
+    }
+
+    /// Whether anything has come yet.
+    pub(super) fn is_silent(&self) -> bool {
+        self.ahead.is_empty()
     }
 
     /// Last words, as far as they go out at once.
-    pub(super) fn tell(&self, text: &[u8]) {
-        let _ = self.tcp.try_write(text);
+    pub(super) fn tell(&mut self, text: &[u8]) {
+        let mut cx = Context::from_waker(Waker::noop());
+        if Pin::new(&mut self.io).poll_write(&mut cx, text).is_ready() {
+            let _ = Pin::new(&mut self.io).poll_flush(&mut cx);
+        }
     }
 
     /// Writes `words` for `length` bytes that were to be written. Nothing else is on its way, so there is room for them.
-    fn say_instead(&self, words: &[u8], length: usize) -> Poll<io::Result<usize>> {
+    fn say_instead(&mut self, words: &[u8], length: usize) -> Poll<io::Result<usize>> {
         self.tell(words);
         self.watch.owed.set(true);
         Poll::Ready(Ok(length))
     }
 }
 
-impl AsyncRead for Socket {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
+        if this.ahead.is_empty() {
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        } else {
+            let length = this.ahead.len().min(buf.remaining());
+            buf.put_slice(&this.ahead[..length]);
+            this.ahead.drain(..length);
+            if this.ahead.is_empty() {
+                this.ahead = Vec::new();
+            }
+        }
         let read = &buf.filled()[before..];
         if !read.is_empty() {
-            self.watch.read(read);
+            this.watch.read(read);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Socket {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if let Some(words) = self.watch.unasked(buf) {
             return self.say_instead(&words, buf.len());
         }
-        let result = Pin::new(&mut self.tcp).poll_write(cx, buf);
+        let result = Pin::new(&mut self.io).poll_write(cx, buf);
         self.watch.wrote(result.is_ready());
         result
     }
@@ -199,24 +322,24 @@ impl AsyncWrite for Socket {
         if let Some(words) = words {
             return self.say_instead(&words, bufs.iter().map(|buf| buf.len()).sum());
         }
-        let result = Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs);
+        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
         self.watch.wrote(result.is_ready());
         result
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        self.io.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.tcp).poll_flush(cx))?;
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         self.watch.flushed();
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.sent_fin {
-            ready!(Pin::new(&mut self.tcp).poll_shutdown(cx))?;
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
             self.sent_fin = true;
         }
         if !self.watch.linger() {
@@ -226,7 +349,7 @@ impl AsyncWrite for Socket {
         // A bounded number of reads a turn: a peer that never stops must not hold the thread.
         for _ in 0..16 {
             let mut buf = ReadBuf::new(&mut space);
-            ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut buf))?;
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
             if buf.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }

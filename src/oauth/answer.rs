@@ -201,7 +201,7 @@ mod tests {
     fn meaning(answer: Result<Tokens, Error>) -> String {
         match answer {
             Ok(_) => "ok".into(),
-            Err(Error::Transient { ambiguous: false, .. }) => "T".into(),
+            Err(Error::Transient { ambiguous: false, .. } | Error::Unknown { .. }) => "T".into(),
             Err(Error::Transient { ambiguous: true, .. }) => "T ambiguous".into(),
             Err(Error::Rejected { code, sign_in: false }) => format!("P {code}"),
             Err(Error::Rejected { code, sign_in: true }) => format!("P {code} sign_in"),

@@ -48,6 +48,13 @@ pub enum Error {
         /// The provider's error code, `[a-z_]{1,64}`.
         code: String,
     },
+    /// A refusal that nobody understands. Wait and try again as after passing trouble; if nothing else ever comes, a
+    /// person should look.
+    #[error("the provider answered with an error that is not known: {code}")]
+    Unknown {
+        /// The provider's error code, `[a-z_]{1,64}`.
+        code: String,
+    },
     /// A success whose access token can't be used, with a refresh token beside it: the one that was sent may be spent,
     /// so this one must be kept.
     #[error("{cause}")]

@@ -99,7 +99,7 @@ pub(super) fn refusal(provider: &Provider, status: StatusCode, code: &str, answe
             Error::Misconfigured { code: shown_code(code) }
         }
         "temporarily_unavailable" | "server_error" | "slow_down" => transient("it says that it can't answer now", false),
-        _ => transient("an error code that is not known", false),
+        _ => Error::Unknown { code: shown_code(code) },
     }
 }
 

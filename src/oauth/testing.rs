@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::catalog::{
     ClientAuth, ClientCredentials, Identity, Inject, InjectPlace, OAuth, OAuthFields, Pkce, Provider, Rotation,
 };
-use crate::net::{Client, Guard, client_config};
+use crate::net::{Client, ClientTls, Guard};
 use crate::secret::Secret;
 
 use super::OAuthClient;
@@ -60,7 +60,10 @@ pub(super) fn provider() -> Provider {
 /// A client that may call loopback.
 pub(super) fn client(timeout_ms: u64) -> OAuthClient {
     let guard = Guard::new(vec!["127.0.0.0/8".parse().unwrap()]);
-    OAuthClient::new(Client::new(Arc::new(guard), client_config(None).unwrap()), Duration::from_millis(timeout_ms))
+    OAuthClient::new(
+        Client::new(Arc::new(guard), Arc::clone(ClientTls::new(&[], None).unwrap().http1())),
+        Duration::from_millis(timeout_ms),
+    )
 }
 
 /// A request as it came in.

@@ -103,13 +103,31 @@ impl Drop for Relay {
     }
 }
 
+/// Why an answer's body ends before its end. The agent sees an abort.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplyError {
+    /// The upstream's connection or stream broke off.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// It took too long, or may not go on.
+    #[error("the exchange was cut")]
+    Late,
+}
+
 impl Body for Relay {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ReplyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = self.get_mut();
-        let frame = ready!(Pin::new(&mut this.incoming).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
+            if let Some(lease) = &this.lease {
+                ready!(lease.poll_late(cx));
+                this.close();
+                return Poll::Ready(Some(Err(ReplyError::Late)));
+            }
+            return Poll::Pending;
+        };
         match frame.map(|frame| frame.map(Frame::into_data)) {
             Some(Ok(Ok(data))) => {
                 this.received += data.len() as u64;
@@ -127,7 +145,7 @@ impl Body for Relay {
             }
             Some(Err(error)) => {
                 this.close();
-                Poll::Ready(Some(Err(error)))
+                Poll::Ready(Some(Err(error.into())))
             }
         }
     }
@@ -159,7 +177,7 @@ impl Drop for Fixed {
 
 impl Body for ReplyBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ReplyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match &mut self.get_mut().0 {

@@ -16,6 +16,7 @@ use crate::audit::Receipt;
 use crate::catalog::Capability;
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, KeyId, OrgId};
+use crate::net::Line;
 use crate::store::{AccountRow, GrantAccess, KeyRow, OrganizationRow, Reason, Status};
 
 #[derive(Serialize)]
@@ -82,13 +83,13 @@ struct Stored {
 
 impl Gateway {
     /// Answers `/bootstrap` and `/verify`.
-    pub(super) async fn told(&self, request: Request<Incoming>) -> Response<ReplyBody> {
+    pub(super) async fn told(&self, request: Request<Incoming>, line: &Line) -> Response<ReplyBody> {
         let Some(under_way) = self.load.enter() else { return self.shed() };
         let Ok(mut receipt) = self.shared.audit.open(request.method()).await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
         receipt.asked(request.method(), "", request.uri().path());
-        let mut response = match self.tell(&request, &mut receipt).await {
+        let mut response = match self.tell(&request, line, &mut receipt).await {
             Ok(response) => fixed(response, receipt.request_id(), Some(receipt), None),
             Err(refusal) => self.refuse(&refusal, Some(receipt)),
         };
@@ -96,11 +97,17 @@ impl Gateway {
         response
     }
 
-    async fn tell(&self, request: &Request<Incoming>, receipt: &mut Receipt) -> Result<Response<Bytes>, Refusal> {
+    async fn tell(
+        &self,
+        request: &Request<Incoming>,
+        line: &Line,
+        receipt: &mut Receipt,
+    ) -> Result<Response<Bytes>, Refusal> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Err(Refusal::MethodNotAllowed("GET, HEAD"));
         }
-        let agent = self.identify(request.headers(), call::address(request.extensions()), receipt)?;
+        call::check_form(request.uri())?;
+        let agent = self.identify(request.headers(), line.peer().0.ip(), receipt)?;
         let whole = request.uri().path() == "/bootstrap";
         let stored = self.stored(&agent, whole).await?;
         let organization = Organization { id: stored.organization.id, name: stored.organization.name };

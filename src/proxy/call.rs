@@ -1,13 +1,14 @@
 //! An agent's request, read once: which target, which path, which key. After this nothing looks at raw bytes again.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::ops::Range;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Uri};
 use hyper::body::{Body, Incoming};
 
 use super::key::{self, Key};
+use super::websocket::Handshake;
 use super::{Refusal, path};
 use crate::config::Limits;
 use crate::net::Peer;
@@ -46,12 +47,14 @@ pub(super) struct Line {
     pub(super) method: Method,
     uri: Uri,
     place: Place,
+    /// It is to become a WebSocket.
+    pub(super) handshake: Option<Box<Handshake>>,
 }
 
 impl Line {
     /// Of a URL in which `place` was found.
     pub(super) fn new(method: Method, uri: Uri, place: Place) -> Self {
-        Self { method, uri, place }
+        Self { method, uri, place, handshake: None }
     }
 
     /// The target's slug as given.
@@ -81,7 +84,12 @@ pub(super) struct Call {
 
 impl Call {
     /// Reads a request and refuses what is malformed.
-    pub(super) fn parse(request: Request<Incoming>, place: Place, limits: &Limits) -> Result<Self, Refusal> {
+    pub(super) fn parse(
+        request: Request<Incoming>,
+        place: Place,
+        peer: Peer,
+        limits: &Limits,
+    ) -> Result<Self, Refusal> {
         let (parts, body) = request.into_parts();
         check_url(&parts.uri)?;
         check_headers(&parts.headers)?;
@@ -94,8 +102,9 @@ impl Call {
         if let Some(key) = &key {
             key::only_where_it_belongs(key.expose(), &parts.uri, &parts.headers)?;
         }
-        let from = address(&parts.extensions);
-        let line = Line::new(parts.method, parts.uri, place);
+        let from = peer.0.ip();
+        let handshake = Handshake::of(&parts.method, parts.version, &parts.headers)?;
+        let line = Line { handshake, ..Line::new(parts.method, parts.uri, place) };
         Ok(Self { line, headers: parts.headers, body, key, from })
     }
 
@@ -120,15 +129,16 @@ impl Call {
     }
 }
 
-/// The peer's address; without one (which `serve` never lets happen) none that an address rule would allow.
-pub(super) fn address(extensions: &http::Extensions) -> IpAddr {
-    extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip())
-}
-
-fn check_url(uri: &Uri) -> Result<(), Refusal> {
+/// Only a path may be asked for: what else a request line can name is another proxy's business (RFC 9112 §3.2.2).
+pub(super) fn check_form(uri: &Uri) -> Result<(), Refusal> {
     if uri.scheme().is_some() || uri.authority().is_some() {
         return Err(Refusal::BadRequest("The request names a whole URL; send its path only."));
     }
+    Ok(())
+}
+
+fn check_url(uri: &Uri) -> Result<(), Refusal> {
+    check_form(uri)?;
     if uri.path_and_query().is_some_and(|line| line.as_str().len() > URI_BYTES) {
         return Err(Refusal::UriTooLong);
     }
@@ -152,10 +162,6 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Refusal> {
     }
     if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
         return Err(Refusal::BadRequest("The request has more than one Content-Length."));
-    }
-    // Another offer to upgrade (`h2c`) may be ignored (RFC 9110 §7.8); a WebSocket client can do nothing without it.
-    if headers.get_all(UPGRADE).iter().any(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket")) {
-        return Err(Refusal::NotImplemented("WebSocket connections are not forwarded."));
     }
     if headers.get_all(EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Refusal::ExpectationFailed);
@@ -220,7 +226,6 @@ mod tests {
             (&[("host", "a"), ("content-length", "1"), ("content-length", "1")], 400),
             (&[("host", "a"), ("transfer-encoding", "gzip, chunked")], 501),
             (&[("host", "a"), ("transfer-encoding", "gzip"), ("transfer-encoding", "chunked")], 501),
-            (&[("host", "a"), ("upgrade", "WebSocket")], 501),
             (&[("host", "a"), ("expect", "miracles")], 417),
         ];
         for (lines, expected) in table {

@@ -12,14 +12,17 @@ mod key;
 mod load;
 mod outbound;
 mod path;
+mod pool;
 mod reflect;
 mod refusal;
+mod running;
 mod upload;
 mod upstream;
+mod websocket;
 #[cfg(test)]
 mod wire_tests;
 
-pub use body::ReplyBody;
+pub use body::{ReplyBody, ReplyError};
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,17 +34,17 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use hyper::body::Incoming;
 
 use self::call::{Call, Place};
-use self::load::Load;
+use self::load::{Load, UnderWay};
 use self::outbound::{Again, Outbound};
 use self::refusal::{REQUEST_ID, Refusal};
 use self::upstream::{Reply, Upstreams};
-use crate::access::{Access, Agent, Credential, Grant, Target, Verdict};
+use crate::access::{Access, Agent, Caller, Credential, Grant, Target, Verdict};
 use crate::accounts::{Accounts, Bearer, TokenError};
 use crate::audit::{self, Audit, Receipt};
 use crate::clock::Clock;
 use crate::config::{Limits, Timeouts};
 use crate::ids::RequestId;
-use crate::net::Guard;
+use crate::net::{ClientTls, Guard, Line, Peer};
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -60,8 +63,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Where connections may go.
     pub guard: Arc<Guard>,
-    /// TLS to upstreams; HTTP/1.1 by ALPN.
-    pub tls: Arc<rustls::ClientConfig>,
+    /// TLS to upstreams that have none of their own.
+    pub tls: ClientTls,
     /// Wall time.
     pub clock: Clock,
     /// `[proxy.limits]`.
@@ -91,20 +94,27 @@ impl Gateway {
     /// A gateway with no connections yet.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Self {
-        let (guard, tls) = (Arc::clone(&shared.guard), Arc::clone(&shared.tls));
-        let upstreams = Upstreams::new(guard, tls, &shared.limits, &shared.timeouts);
+        let (guard, tls) = (Arc::clone(&shared.guard), shared.tls.clone());
+        let (access, clock) = (Arc::clone(&shared.access), shared.clock.clone());
+        let upheld = move |grant: &Grant| access.snapshot().is_ok_and(|policy| policy.upholds(grant, clock.now()));
+        let upstreams = Upstreams::new(guard, tls, Box::new(upheld), &shared.limits, &shared.timeouts);
         let load = Load::new(shared.limits.requests.div_ceil(shared.workers));
         Self { shared, upstreams, load }
     }
 
     /// Answers one request. Every answer carries `Keyward-Request-Id`; Keyward's own refusals carry `Keyward-Error`.
-    pub async fn serve(&self, request: Request<Incoming>) -> Response<ReplyBody> {
+    pub async fn serve(&self, request: Request<Incoming>, line: Line) -> Response<ReplyBody> {
         let path = request.uri().path();
         if let Some(place) = Place::of(path) {
-            return self.proxied(request, place).await;
+            return self.proxied(request, place, line).await;
+        }
+        if matches!(path, "/bootstrap" | "/verify") {
+            return self.told(request, &line).await;
+        }
+        if let Err(refusal) = refuse_method(request.method()).and_then(|()| call::check_form(request.uri())) {
+            return self.refuse(&refusal, None);
         }
         match path {
-            "/bootstrap" | "/verify" => self.told(request).await,
             "/healthz" => plain(StatusCode::OK, "ok"),
             "/readyz" if self.is_ready() => plain(StatusCode::OK, "ready"),
             "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
@@ -116,17 +126,19 @@ impl Gateway {
         self.shared.ready.load(Ordering::Acquire) && !self.shared.shutdown.is_stopping()
     }
 
-    async fn proxied(&self, request: Request<Incoming>, place: Place) -> Response<ReplyBody> {
+    async fn proxied(&self, request: Request<Incoming>, place: Place, line: Line) -> Response<ReplyBody> {
         let Some(under_way) = self.load.enter() else { return self.shed() };
         let Ok(mut receipt) = self.shared.audit.open(request.method()).await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
-        let mut response = match self.forward(request, place, &mut receipt).await {
-            Ok((reply, bearer)) => answer(reply, &bearer, receipt),
-            Err(refusal) => self.refuse(&refusal, Some(receipt)),
-        };
-        response.body_mut().keep(under_way);
-        response
+        match self.forward(request, place, line.peer(), &mut receipt).await {
+            Ok((reply, bearer)) => answer(reply, &bearer, receipt, under_way, &line),
+            Err(refusal) => {
+                let mut response = self.refuse(&refusal, Some(receipt));
+                response.body_mut().keep(under_way);
+                response
+            }
+        }
     }
 
     /// Refuses a request because too many are under way: unrecorded, because even that costs something.
@@ -141,11 +153,12 @@ impl Gateway {
         &self,
         request: Request<Incoming>,
         place: Place,
+        peer: Peer,
         receipt: &mut Receipt,
     ) -> Result<(Reply, Bearer), Refusal> {
         note(receipt, &request, &place);
         refuse_method(request.method())?;
-        let call = Call::parse(request, place, &self.shared.limits)?;
+        let call = Call::parse(request, place, peer, &self.shared.limits)?;
         let grant = self.decide(&call, receipt)?;
         let (line, headers, incoming) = call.into_parts();
         let body = self.upstreams.take_body(incoming, self.shared.limits.request_body).await?;
@@ -171,6 +184,9 @@ impl Gateway {
         match policy.verdict(&agent, line.slug(), &line.method, line.path()) {
             Verdict::Allow(grant) => {
                 uses(receipt, grant.target());
+                if line.handshake.is_some() && !grant.permits_websocket(line.path()) {
+                    return Err(Refusal::NotPermitted);
+                }
                 Ok(grant)
             }
             Verdict::NotPermitted(target) => {
@@ -211,7 +227,7 @@ impl Gateway {
     }
 
     /// The agent behind the key of a request that is not to a target.
-    fn identify(&self, headers: &HeaderMap, from: IpAddr, receipt: &mut Receipt) -> Result<Arc<Agent>, Refusal> {
+    fn identify(&self, headers: &HeaderMap, from: IpAddr, receipt: &mut Receipt) -> Result<Caller, Refusal> {
         let key = key::presented(headers)?;
         let presented = key.as_ref().map_or(&[][..], key::Key::expose);
         let agent = self.shared.access.snapshot()?.identify(presented, from, self.shared.clock.now())?;
@@ -262,8 +278,15 @@ fn refuse_method(method: &Method) -> Result<(), Refusal> {
 }
 
 /// An upstream's answer as the agent gets it: status, reason and body as they came, but for what was put into the request.
-fn answer(reply: Reply, bearer: &Bearer, mut receipt: Receipt) -> Response<ReplyBody> {
-    let Reply { response, lease, target } = reply;
+/// Receipt and count end with what is behind its head: a body, or both ways of a WebSocket.
+fn answer(
+    reply: Reply,
+    bearer: &Bearer,
+    mut receipt: Receipt,
+    under_way: UnderWay,
+    line: &Line,
+) -> Response<ReplyBody> {
+    let Reply { response, lease, target, switched } = reply;
     let (mut parts, incoming) = response.into_parts();
     parts.version = Version::HTTP_11;
     headers::clean_answer(&mut parts.headers);
@@ -271,8 +294,16 @@ fn answer(reply: Reply, bearer: &Bearer, mut receipt: Receipt) -> Response<Reply
     headers::relocate(&mut parts.headers, &target.base, &target.slug);
     identified(&mut parts.headers, receipt.request_id());
     receipt.answered(parts.status, None);
+    if let Some(switched) = switched {
+        websocket::upgrade(&mut parts.headers);
+        let rides = (receipt, under_way);
+        line.switch(Box::new(move |io, ahead| Box::pin(websocket::join((io, ahead), switched, lease, rides))));
+        return Response::from_parts(parts, ReplyBody::fixed(Bytes::new(), None));
+    }
     let mask = reflect::mask(&target, bearer.injection(), &parts.headers);
-    Response::from_parts(parts, ReplyBody::upstream(incoming, lease, mask, receipt))
+    let mut body = ReplyBody::upstream(incoming, lease, mask, receipt);
+    body.keep(under_way);
+    Response::from_parts(parts, body)
 }
 
 /// One of Keyward's own answers.

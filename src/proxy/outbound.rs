@@ -2,30 +2,33 @@
 //! host, port and base path are the target's; path and query are the agent's bytes.
 
 use std::rc::Rc;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
 use super::call::Line;
 use super::upload::{RequestBody, Upload};
+use super::websocket::{self, Handshake};
 use super::{Refusal, headers, path, reflect};
-use crate::access::{Grant, Target};
+use crate::access::Grant;
 use crate::accounts::Bearer;
 use crate::catalog::{Base, Injection};
 
 /// A request that may be sent: only a call, a grant and a bearer make one.
 pub(super) struct Outbound {
-    pub(super) target: Arc<Target>,
+    pub(super) grant: Grant,
     pub(super) request: Request<RequestBody>,
     pub(super) upload: Option<Rc<Upload>>,
     pub(super) held: Option<u64>,
+    /// It is to become a WebSocket.
+    pub(super) handshake: Option<Box<Handshake>>,
 }
 
 /// The same request once more, should the upstream refuse its token.
 pub(super) struct Again {
-    target: Arc<Target>,
+    grant: Grant,
     line: Line,
     headers: Vec<(HeaderName, HeaderValue)>,
     body: Option<Bytes>,
@@ -42,17 +45,16 @@ impl Outbound {
         bearer: &Bearer,
     ) -> Result<(Self, Option<Again>), Refusal> {
         headers::clean_request(&mut fields);
-        let target = Arc::clone(grant.target());
         let again = match &body {
             RequestBody::Held(bytes) if bearer.generation() != 0 => Some(Again {
-                target: Arc::clone(&target),
+                grant: grant.clone(),
                 line: line.clone(),
                 headers: fields.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
                 body: bytes.clone(),
             }),
             _ => None,
         };
-        Ok((assemble(target, line, fields, body, bearer)?, again))
+        Ok((assemble(grant.clone(), line, fields, body, bearer)?, again))
     }
 }
 
@@ -63,22 +65,25 @@ impl Again {
         for (name, value) in self.headers {
             fields.append(name, value);
         }
-        assemble(self.target, self.line, fields, RequestBody::Held(self.body), bearer)
+        assemble(self.grant, self.line, fields, RequestBody::Held(self.body), bearer)
     }
 }
 
 fn assemble(
-    target: Arc<Target>,
+    grant: Grant,
     line: Line,
     mut fields: HeaderMap,
     body: RequestBody,
     bearer: &Bearer,
 ) -> Result<Outbound, Refusal> {
-    let injection = bearer.injection();
+    let (injection, target) = (bearer.injection(), grant.target());
     let uri = url(&target.base, &line, injection)?;
     fields.insert(HOST, target.base.authority.clone());
     frame(&mut fields, &line.method, &body);
-    reflect::ask_plainly(&target, &mut fields);
+    reflect::ask_plainly(target, &mut fields);
+    if line.handshake.is_some() {
+        websocket::upgrade(&mut fields);
+    }
     match injection {
         Injection::Headers(ours) | Injection::Query { headers: ours, .. } => headers::inject(&mut fields, ours),
     }
@@ -92,7 +97,32 @@ fn assemble(
     *request.uri_mut() = uri;
     *request.version_mut() = Version::HTTP_11;
     *request.headers_mut() = fields;
-    Ok(Outbound { target, request, upload, held })
+    Ok(Outbound { grant, request, upload, held, handshake: line.handshake })
+}
+
+/// Brings a request into HTTP/2's form, in which the URL names scheme and authority and nothing is said of framing.
+pub(super) fn to_http2(request: &mut Request<RequestBody>, base: &Base) -> Result<(), Refusal> {
+    let fields = request.headers_mut();
+    fields.remove(HOST);
+    fields.remove(TRANSFER_ENCODING);
+    let unfit = |_| Refusal::BadPath("The URL is not valid.");
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = Some(if base.https { Scheme::HTTPS } else { Scheme::HTTP });
+    parts.authority = Some(Authority::try_from(base.authority.as_bytes()).map_err(|_| Refusal::Internal)?);
+    *request.uri_mut() = Uri::from_parts(parts).map_err(unfit)?;
+    *request.version_mut() = Version::HTTP_2;
+    Ok(())
+}
+
+/// And back into that of HTTP/1.1.
+pub(super) fn to_http1(request: &mut Request<RequestBody>, base: &Base) {
+    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
+    *request.version_mut() = Version::HTTP_11;
+    request.headers_mut().insert(HOST, base.authority.clone());
+    let mut fields = std::mem::take(request.headers_mut());
+    frame(&mut fields, request.method(), request.body());
+    *request.headers_mut() = fields;
 }
 
 /// The framing is ours: a length when it is known, chunks when not.

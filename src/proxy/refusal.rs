@@ -41,6 +41,8 @@ pub(crate) enum Refusal {
     NotFound,
     /// The grant or the fence refuses this method and path.
     NotPermitted,
+    /// The key or its grant went while the request ran.
+    Withdrawn,
     /// Not here; says which methods are.
     MethodNotAllowed(&'static str),
     /// The agent was too slow.
@@ -142,6 +144,12 @@ impl Refusal {
                 "not_permitted",
                 "This key may not send this method and path to this target.",
                 Some(SEE_BOOTSTRAP),
+            ),
+            Self::Withdrawn => (
+                403,
+                "not_permitted",
+                "The key or its grant was withdrawn before the target answered.",
+                Some("It is not known whether the request had an effect."),
             ),
             Self::MethodNotAllowed(_) => (405, "method_not_allowed", "This method is not taken here.", None),
             Self::Timeout => (408, "timeout", "The request's body did not arrive in time.", None),
@@ -343,6 +351,7 @@ mod tests {
             (Refusal::InvalidKey, 401, "invalid_key"),
             (Refusal::AddressNotAllowed, 403, "address_not_allowed"),
             (Refusal::NotPermitted, 403, "not_permitted"),
+            (Refusal::Withdrawn, 403, "not_permitted"),
             (Refusal::TargetNotFound, 404, "target_not_found"),
             (Refusal::NotFound, 404, "not_found"),
             (Refusal::MethodNotAllowed("GET"), 405, "method_not_allowed"),

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -40,6 +40,8 @@ pub(super) struct Upload {
     /// What had gone by at the last progress.
     counted: Cell<u64>,
     pace: RefCell<Option<Pace>>,
+    /// Who waits for more of it, when nobody else could stop that.
+    waiting: RefCell<Option<Waker>>,
 }
 
 /// How far a streamed body is.
@@ -87,6 +89,16 @@ impl Upload {
         moved
     }
 
+    /// Nobody wants the rest of it: what was sent so far ends with an abort.
+    pub(super) fn abandon(&self) {
+        if self.state.get() != State::Done {
+            self.state.set(State::Broken);
+            if let Some(waker) = self.waiting.take() {
+                waker.wake();
+            }
+        }
+    }
+
     /// From now on each part counts as progress of this exchange.
     pub(super) fn paced(&self, pace: &Pace) {
         *self.pace.borrow_mut() = Some(pace.clone());
@@ -116,8 +128,17 @@ impl RequestBody {
             least,
             counted: Cell::new(0),
             pace: RefCell::new(None),
+            waiting: RefCell::default(),
         });
         Ok(Self::Streamed { incoming, upload })
+    }
+
+    /// The same once more, when all of it is here.
+    pub(super) fn again(&self) -> Option<Self> {
+        match self {
+            Self::Held(bytes) => Some(Self::Held(bytes.clone())),
+            Self::Streamed { .. } => None,
+        }
     }
 
     /// Bytes, when all of them are here.
@@ -178,8 +199,15 @@ impl Body for RequestBody {
             Self::Held(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Streamed { incoming, upload } => (incoming, upload),
         };
+        if upload.state.get() == State::Broken {
+            return Poll::Ready(Some(Err(UploadError::Broken)));
+        }
         let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
             upload.state.set(State::Waiting);
+            let mut waiting = upload.waiting.borrow_mut();
+            if !waiting.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                *waiting = Some(cx.waker().clone());
+            }
             return Poll::Pending;
         };
         let (state, frame) = match frame {

@@ -23,9 +23,10 @@ use super::outbound::{Outbound, frame};
 use super::upload::RequestBody;
 use super::upstream::Upstreams;
 use super::{Target, headers};
-use crate::access::{Credential, TargetKind};
+use crate::access::{Credential, Grant, TargetKind};
 use crate::catalog::{Base, Injection};
-use crate::config::{Limits, Timeouts};
+use crate::clock::Timestamp;
+use crate::config::{Limits, Timeouts, Transport};
 use crate::ids::{RequestId, TargetId};
 use crate::net::{Guard, Listener, ServeLimits, serve};
 use crate::shutdown::Shutdown;
@@ -54,7 +55,7 @@ fn upstreams() -> Upstreams {
     let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
     let guard = Guard::new(vec!["127.0.0.0/8".parse().unwrap()]);
-    Upstreams::new(Arc::new(guard), Arc::new(tls), &limits, &timeouts)
+    Upstreams::new(Arc::new(guard), tls.into(), Box::new(|_| true), &limits, &timeouts)
 }
 
 fn target(address: SocketAddr) -> Arc<Target> {
@@ -74,6 +75,9 @@ fn target(address: SocketAddr) -> Arc<Target> {
         kind: TargetKind::Static,
         room: None,
         reflect_guard: false,
+        transport: Transport::default(),
+        tls: None,
+        changed: Timestamp::default(),
     })
 }
 
@@ -97,7 +101,7 @@ async fn exchange(
     *request.method_mut() = parts.method;
     *request.uri_mut() = parts.uri;
     *request.headers_mut() = fields;
-    let reply = upstreams.send(Outbound { target, request, upload, held }).await?;
+    let reply = upstreams.send(Outbound { grant: Grant::to(target), request, upload, held, handshake: None }).await?;
     let (mut parts, incoming) = reply.response.into_parts();
     headers::clean_answer(&mut parts.headers);
     Ok(Response::from_parts(parts, Relay::new(incoming, reply.lease)))
@@ -145,10 +149,12 @@ async fn gateway<T, W: Future<Output = T>>(upstream: &Upstream, work: impl FnOnc
         keep_alive: Duration::from_secs(5),
         head_bytes: 8192,
         headers: 100,
+        handshake: Duration::from_secs(5),
+        handshakes: 16,
     };
     let shutdown = Shutdown::new();
     let (upstreams, target) = (Rc::new(upstreams()), target(upstream.address));
-    let service = move |request| {
+    let service = move |request, _line| {
         let (upstreams, target) = (Rc::clone(&upstreams), Arc::clone(&target));
         async move {
             Ok(match exchange(&upstreams, target, request).await {
@@ -160,7 +166,7 @@ async fn gateway<T, W: Future<Output = T>>(upstream: &Upstream, work: impl FnOnc
             })
         }
     };
-    let server = spawn_local(serve(listener, limits, shutdown.clone(), service));
+    let server = spawn_local(serve(listener, limits, None, shutdown.clone(), service));
     let result = tokio::time::timeout(Duration::from_secs(20), work(address)).await.unwrap();
     shutdown.stop_now();
     server.await.unwrap();

@@ -1,6 +1,7 @@
 //! Connected accounts, read. How they come, change and go is in `connected`, `refreshed` and `disconnect`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::catalog::Preset;
 use crate::clock::Timestamp;
@@ -31,6 +32,8 @@ pub enum Reason {
     ProviderUnavailable,
     /// Degraded: the provider refuses the operator's client settings.
     ProviderMisconfigured,
+    /// Degraded: for a day the provider has answered with nothing but an error that is not known.
+    Failing,
     /// Disconnected: the provider refused the refresh token.
     RefreshRejected,
     /// Disconnected: the provider wants the person to sign in again.
@@ -98,7 +101,7 @@ pub struct AccountRow {
     pub missing_scopes: Vec<String>,
     /// Connected capabilities and what was asked for them.
     pub preset: Preset,
-    /// When the access token ends.
+    /// When the access token ends, by the database's clock.
     pub access_expires_at: Option<Timestamp>,
     /// When the refresh token ends, if known.
     pub refresh_expires_at: Option<Timestamp>,
@@ -128,6 +131,11 @@ pub struct AccountTokens {
     pub refresh: Option<Sealed>,
     /// Life of the access token when it was received, in ms (the margin is a share of it).
     pub access_ttl_ms: Option<i64>,
+    /// When the access token ends, on this process's monotonic clock: no later than a whole life from this read, whatever
+    /// the clocks say. `None`: there is none, or it is over.
+    pub access_ends: Option<Duration>,
+    /// Before when no refresh is tried, by the database's clock: the last one failed.
+    pub next_attempt_at: Option<Timestamp>,
 }
 
 /// Which accounts.
@@ -194,6 +202,7 @@ struct TokenColumns {
     access_token: Option<Vec<u8>>,
     refresh_token: Option<Vec<u8>>,
     access_ttl_ms: Option<i64>,
+    next_attempt_at: Option<i64>,
 }
 
 impl Columns {
@@ -252,6 +261,13 @@ fn gathered(lines: Vec<Columns>) -> Result<Vec<AccountRow>> {
         }
     }
     Ok(accounts)
+}
+
+/// When a token ends, on the clock that says `here` where the database's says `now`.
+fn ends(account: &AccountRow, ttl_ms: Option<i64>, here: i64, now: i64) -> Option<Duration> {
+    let left = account.access_expires_at?.millis().saturating_sub(now).min(ttl_ms.unwrap_or(0));
+    let ends = here.saturating_add(left);
+    (left > 0).then(|| Duration::from_millis(u64::try_from(ends).unwrap_or(0)))
 }
 
 /// One account, in whatever unit of work is going on.
@@ -313,17 +329,21 @@ impl Store {
     /// [`super::Error::Database`].
     pub async fn tokens(&self, id: AccountId) -> Result<Option<AccountTokens>> {
         let mut read = self.db.read().await?;
-        let sql = select_accounts!(also "a.access_token, a.refresh_token, a.access_ttl_ms, ", "id = $1");
+        let (here, now) = (self.time.monotonic(), self.database_now(&mut read).await?);
+        let sql =
+            select_accounts!(also "a.access_token, a.refresh_token, a.access_ttl_ms, a.next_attempt_at, ", "id = $1");
         let mut lines = fetch_all!(&mut read, TokenColumns, sql, id)?;
         let Some(last) = lines.last_mut() else { return Ok(None) };
-        let (access, refresh, access_ttl_ms) =
-            (last.access_token.take(), last.refresh_token.take(), last.access_ttl_ms);
+        let (access, refresh) = (last.access_token.take(), last.refresh_token.take());
+        let (access_ttl_ms, next_attempt_at) = (last.access_ttl_ms, read_time(last.next_attempt_at));
         let account = gathered(lines.into_iter().map(|line| line.account).collect())?.pop();
         Ok(account.map(|account| AccountTokens {
+            access_ends: access.as_ref().and(ends(&account, access_ttl_ms, here, now)),
             account,
             access: access.map(Sealed::from_bytes),
             refresh: refresh.map(Sealed::from_bytes),
             access_ttl_ms,
+            next_attempt_at,
         }))
     }
 }

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use sqlx::postgres::PgListener;
 
-use super::Store;
-use super::db::{Db, Session, execute, within};
-use super::{Error, Result};
+use crate::clock::Timestamp;
+use crate::ids::AccountId;
+
+use super::codec::read_word;
+use super::db::{Db, Session, execute, fetch_all, within};
+use super::{Error, Result, Status, Store};
 
 const CHANNEL: &str = "keyward_policy";
 
@@ -31,6 +34,23 @@ impl Store {
     #[must_use]
     pub fn changes(&self) -> Changes {
         Changes { store: self.clone(), listener: None }
+    }
+}
+
+impl Store {
+    /// Accounts that went to or came from `disconnected` at `since` or later, by the database's clock, and whether they
+    /// are disconnected now.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn standings(&self, since: Timestamp) -> Result<Vec<(AccountId, bool)>> {
+        let mut read = self.db.read().await?;
+        let sql = "select id, status from accounts where standing_at >= $1 and removed_at is null";
+        let rows = fetch_all!(&mut read, (AccountId, String), sql, since.millis())?;
+        let told = |(id, status): (AccountId, String)| {
+            Ok((id, read_word::<Status>("accounts.status", &status)? == Status::Disconnected))
+        };
+        rows.into_iter().map(told).collect()
     }
 }
 

@@ -32,7 +32,8 @@ impl Store {
         let mut tx = self.db.write().await?;
         policy::raise(&mut tx).await?;
         let saved = if save.existing {
-            update_account(&mut tx, account, &save.tokens).await?
+            let time = self.database_now(&mut tx).await?;
+            update_account(&mut tx, account, &save.tokens, time).await?
         } else {
             insert_account(&mut tx, account, &save.tokens).await?
         };
@@ -89,7 +90,7 @@ async fn insert_account(tx: &mut Session, account: &AccountRow, tokens: &NewToke
 /// what a person has just replaced (more scopes, perhaps; or a token that is dead, which is why they came). So a provider
 /// that hands out a refresh token at the first consent only must be made to ask for consent each time (Google:
 /// `prompt = "consent"`, in the catalog); where it isn't, the account ends as `sign_in_needed` with its access token.
-async fn update_account(tx: &mut Session, account: &AccountRow, tokens: &NewTokens) -> Result<u64> {
+async fn update_account(tx: &mut Session, account: &AccountRow, tokens: &NewTokens, time: i64) -> Result<u64> {
     execute!(
         tx,
         "update accounts set subject = $4, email = $5, display_name = $6, status = 'connected', reason = null, \
@@ -97,6 +98,7 @@ async fn update_account(tx: &mut Session, account: &AccountRow, tokens: &NewToke
          refresh_token = $13, access_expires_at = $14, access_ttl_ms = $15, refresh_expires_at = $16, \
          owner = $17, captures = $18, updated_at = $19, \
          generation = generation + 1, lease_owner = null, lease_until = null, refresh_started_at = null, \
+         refresh_failures = 0, next_attempt_at = null, unknown_since = null, standing_at = $21, \
          reconnect_soon_at = null \
          where id = $1 and organization = $2 and provider = $3 and removed_at is null and generation = $20",
         account.id,
@@ -119,6 +121,7 @@ async fn update_account(tx: &mut Session, account: &AccountRow, tokens: &NewToke
         json(&account.captures),
         account.updated_at.millis(),
         account.generation,
+        time,
     )
 }
 

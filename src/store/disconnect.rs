@@ -5,7 +5,7 @@ use crate::ids::{AccountId, CandidateId, JobId, OrgId, TargetId};
 use crate::vault::Sealed;
 
 use super::db::{Session, execute, fetch_all, fetch_optional};
-use super::{AuditRow, CandidateRow, Error, Result, Store, TargetRef, audit, policy};
+use super::{AuditRow, Error, Result, Store, TargetRef, audit, policy};
 
 /// A disconnect as it was decided: from one state of the account, with the tokens of that state to be revoked.
 pub struct Disconnect {
@@ -67,7 +67,8 @@ impl Store {
             "update accounts set removed_at = $3, updated_at = $3, status = 'disconnected', reason = 'revoked', \
              validity = 'invalid', access_token = null, refresh_token = null, access_expires_at = null, \
              access_ttl_ms = null, refresh_expires_at = null, lease_owner = null, lease_until = null, \
-             refresh_started_at = null, generation = generation + 1 \
+             refresh_started_at = null, refresh_failures = 0, next_attempt_at = null, unknown_since = null, \
+             generation = generation + 1 \
              where organization = $1 and id = $2 and removed_at is null and generation = $4 \
              returning provider, subject, captures",
             org,
@@ -112,17 +113,6 @@ impl Store {
         audit::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await?;
         Ok(Disconnected::Done(targets))
-    }
-
-    /// Every candidate of an account: none may outlive it, however many there are.
-    ///
-    /// # Errors
-    /// [`super::Error::Database`].
-    pub async fn every_candidate(&self, account: AccountId) -> Result<Vec<CandidateRow>> {
-        let mut read = self.db.read().await?;
-        let sql = "select id, token from token_candidates where account = $1 order by id";
-        let rows = fetch_all!(&mut read, (CandidateId, Vec<u8>), sql, account)?;
-        Ok(rows.into_iter().map(|(id, token)| CandidateRow { id, token: Sealed::from_bytes(token) }).collect())
     }
 }
 

@@ -1,11 +1,16 @@
 //! What the keeper looks for: accounts in trouble, idle ones, and refresh tokens that end soon.
 
+use std::time::Duration;
+
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, OrgId};
 
 use super::codec::read_word;
 use super::db::{execute, fetch_all};
-use super::{AuditRow, Result, Status, Store, audit};
+use super::{AuditRow, LONGEST_PAUSE, Result, Status, Store, audit};
+
+/// How long before its own end a refresh token is said to end soon.
+pub const ENDING: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 impl Store {
     /// How many accounts there are in each status that any is in.
@@ -23,17 +28,22 @@ impl Store {
         rows.into_iter().map(told).collect()
     }
 
-    /// Accounts in trouble, those that failed longest ago first.
+    /// Accounts in trouble whose pause is over, those whose was over first to begin with.
     ///
     /// # Errors
     /// [`super::Error::Database`].
     pub async fn degraded_accounts(&self, limit: u32) -> Result<Vec<AccountId>> {
         let mut read = self.db.read().await?;
+        let now = self.database_now(&mut read).await?;
         let rows = fetch_all!(
             &mut read,
             (AccountId,),
-            "select id from accounts where status = 'degraded' and removed_at is null order by updated_at limit $1",
-            i64::from(limit)
+            "select id from accounts where status = 'degraded' and removed_at is null \
+             and (next_attempt_at is null or next_attempt_at <= $2 or next_attempt_at > $3) \
+             order by next_attempt_at limit $1",
+            i64::from(limit),
+            now,
+            Timestamp::from_millis(now).after(LONGEST_PAUSE).millis(),
         )?;
         Ok(rows.into_iter().map(|(id,)| id).collect())
     }

@@ -5,6 +5,7 @@
 
 mod accounts;
 mod audit;
+mod candidates;
 mod changes;
 mod codec;
 mod connected;
@@ -28,32 +29,36 @@ mod tables;
 mod targets;
 #[cfg(test)]
 mod tests;
+mod time;
 
 pub use accounts::{AccountFilter, AccountRow, AccountTokens, Captures, Reason, Status, TargetRef, Validity};
 pub use audit::{AuditFilter, AuditRow};
+pub use candidates::CandidateRow;
 pub use changes::Changes;
 pub use connected::SaveConnected;
 pub use copy::{Copied, CopyError};
 pub use disconnect::{Disconnect, Disconnected, NewRevocation};
 pub use flows::{FlowOpened, FlowRow};
+pub use keeping::ENDING;
 pub use keys::{GrantAccess, GrantRow, KeyRow};
-pub use leases::{CandidateRow, Lease, Taken};
+pub use leases::{LONGEST_PAUSE, Lease, Taken};
 pub use meta::OrganizationRow;
 pub use policy::{PolicyAccount, PolicyGrant, PolicyKey, PolicyRows, PolicyTarget};
-pub use refreshed::{NewTokens, StatusChange};
+pub use refreshed::{Ended, Failed, NewTokens};
 pub use reseal::{Resealed, Unopened};
 pub use revocations::RevocationRow;
 pub use sealed::Progress;
 pub use sessions::SessionRow;
 pub use targets::{TargetKind, TargetRow};
 
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::config::StoreUrl;
 
 /// The store; clones share its pools.
 #[derive(Clone)]
 pub struct Store {
     db: db::Db,
+    time: time::SharedTime,
 }
 
 /// What a caller can do about it: nothing but say so, or treat a conflict as the caller's answer.
@@ -146,7 +151,7 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub async fn open_as_is(url: &StoreUrl) -> Result<Self> {
-        Ok(Self { db: open::open(url).await? })
+        Ok(Self { db: open::open(url).await?, time: time::SharedTime::beside(Clock::system()) })
     }
 
     /// Whether somebody has this store open now. The database must exist.

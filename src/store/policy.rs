@@ -55,7 +55,7 @@ pub struct PolicyAccount {
     pub captures: Captures,
 }
 
-/// The snapshot.
+/// The snapshot: usable keys, and what their grants reach.
 pub struct PolicyRows {
     /// Grows with every change of the rest.
     pub revision: i64,
@@ -90,7 +90,15 @@ impl Store {
         let mut tx = self.db.snapshot().await?;
         let revision = revision(&mut tx).await?;
         let keys = fetch_all!(&mut tx, KeyColumns, select_keys!("where revoked_at is null"))?;
-        let targets = fetch_all!(&mut tx, TargetColumns, select_targets!(""))?;
+        // An account without a grant is nobody's business here, and most may have none.
+        let targets = fetch_all!(
+            &mut tx,
+            TargetColumns,
+            select_targets!(
+                "where id in (select target from grants where agent_key in \
+                 (select id from keys where revoked_at is null))"
+            )
+        )?;
         let grants = fetch_all!(
             &mut tx,
             (KeyId, TargetId, String),
@@ -100,7 +108,9 @@ impl Store {
         let accounts = fetch_all!(
             &mut tx,
             (AccountId, String, String),
-            "select id, provider, captures from accounts where removed_at is null"
+            "select id, provider, captures from accounts where removed_at is null and id in \
+             (select account from targets where id in (select target from grants where agent_key in \
+             (select id from keys where revoked_at is null)))"
         )?;
         tx.commit().await?;
 

@@ -6,7 +6,7 @@ use crate::vault::Sealed;
 
 use super::codec::read_json;
 use super::db::{execute, fetch_all};
-use super::{AuditRow, Captures, Error, Result, Store, audit};
+use super::{AuditRow, Captures, Error, NewRevocation, Result, Store, audit};
 
 /// One token to revoke.
 #[derive(Clone)]
@@ -67,6 +67,29 @@ impl TryFrom<Columns> for RevocationRow {
 }
 
 impl Store {
+    /// Queues the revocation of a token that came for an account which is gone. `false`: there never was such an account.
+    ///
+    /// # Errors
+    /// [`super::Error::Database`].
+    pub async fn queue_revocation(&self, account: AccountId, job: &NewRevocation, now: Timestamp) -> Result<bool> {
+        let mut tx = self.db.write().await?;
+        let queued = execute!(
+            &mut tx,
+            "insert into revocations (id, organization, account, provider, subject, captures, token_kind, token, \
+             attempts, next_at, created_at) \
+             select $1, organization, id, provider, subject, captures, $3, $4, 0, $5, $5 from accounts where id = $2 \
+             on conflict (id) do nothing",
+            job.id,
+            account,
+            job.token_kind,
+            job.token.as_bytes(),
+            now.millis()
+        )?;
+        let there = fetch_all!(&mut tx, (JobId,), "select id from revocations where id = $1", job.id)?;
+        tx.commit().await?;
+        Ok(queued > 0 || !there.is_empty())
+    }
+
     /// Claims up to `limit` jobs that are due: their next try is set to `retry_at` (which must be later than `now`), so
     /// that no other instance takes them meanwhile.
     ///

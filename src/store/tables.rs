@@ -88,6 +88,10 @@ pub(super) const TABLES: &[Table] = &[
             ("lease_owner", Text),
             ("lease_until", Bigint),
             ("refresh_started_at", Bigint),
+            ("refresh_failures", Bigint),
+            ("next_attempt_at", Bigint),
+            ("unknown_since", Bigint),
+            ("standing_at", Bigint),
             ("reconnect_soon_at", Bigint),
             ("created_at", Bigint),
             ("updated_at", Bigint),
@@ -97,7 +101,13 @@ pub(super) const TABLES: &[Table] = &[
     Table {
         name: "token_candidates",
         key: 1,
-        columns: &[("id", Text), ("account", Text), ("token", Sealed), ("received_at", Bigint)],
+        columns: &[
+            ("id", Text),
+            ("account", Text),
+            ("token", Sealed),
+            ("received_at", Bigint),
+            ("successor_of", Bigint),
+        ],
     },
     Table {
         name: "targets",
@@ -116,6 +126,7 @@ pub(super) const TABLES: &[Table] = &[
             ("credential", Sealed),
             ("fence", Text),
             ("protection", Text),
+            ("transport", Text),
             ("created_at", Bigint),
             ("updated_at", Bigint),
         ],

@@ -164,7 +164,9 @@ async fn an_answer_that_is_cut_is_cut_for_the_agent() {
         let mut wire = k.wire().await;
         wire.send(head(&key, &format!("GET {path}"), &["Connection: close"])).await;
         let start = wire.until(b"\r\n\r\n").await;
-        assert!(start.starts_with(b"HTTP/1.1 200 "), "{path}");
+        // What is cut right behind its head may be cut before the head has left.
+        let nothing = arrives == 0 && start.is_empty();
+        assert!(start.starts_with(b"HTTP/1.1 200 ") || nothing, "{path}: {}", String::from_utf8_lossy(&start));
         let body = wire.rest().await;
         assert!(!body.ends_with(b"0\r\n\r\n"), "{path}: no clean end");
         assert!(body.len() >= arrives, "{path}: {} bytes", body.len());

@@ -8,6 +8,7 @@
 //! `scripts/kill-loop` runs the same with more rounds: `KEYWARD_KILL_ROUNDS` sets their number, `KEYWARD_KILL_BACKENDS`
 //! (`sqlite,postgres`) where, `KEYWARD_KILL_TABLE` a file that gets a line of numbers from each loop.
 
+mod frozen;
 mod gateway;
 mod records;
 
@@ -149,6 +150,10 @@ impl Loop {
             // On Postgres the first dead lease still stands: the second start could do nothing.
             if round % 3 == 2 && self.backend == Backend::Sqlite {
                 self.kill_while_starting(share).await;
+            }
+            // A dead lease ends by its time on Postgres. One round in ten waits for that; for the others it is over.
+            if self.backend == Backend::Postgres && !round.is_multiple_of(10) {
+                records::end_leases(&self.world).await;
             }
             self.restart().await;
             let lost = self.until_all_answer().await;

@@ -349,10 +349,15 @@ async fn candidates_go_with_their_account_although_they_do_not_open() {
         for _ in 0..12 {
             let sealed = Sealed::from_bytes(vec![7; 60]);
             let now = keyward.world.clock.now();
-            store.insert_candidate(CandidateId::new(), account_id, &sealed, now).await.unwrap();
+            store
+                .insert_candidate(CandidateId::new(), account_id, &sealed, now, |_| {
+                    unreachable!("the account has not ended")
+                })
+                .await
+                .unwrap();
         }
         keyward.api("DELETE", &format!("/accounts/{}", id(&account)), None).await;
-        assert!(store.every_candidate(account_id).await.unwrap().is_empty());
+        assert!(store.candidates(account_id).await.unwrap().is_empty());
         counted(&keyward, |counters| counters.revocations == 1).await;
         keyward.stop().await;
     }

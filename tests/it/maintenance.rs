@@ -97,7 +97,12 @@ async fn filled(backend: Backend) -> Filled {
     let account_id = account["id"].as_str().unwrap().parse().unwrap();
     let id = CandidateId::new();
     let place = Place { table: "token_candidates", row: &id.to_string(), column: "token" };
-    store.insert_candidate(id, account_id, &vault.seal(place, b"a refresh token"), now).await.unwrap();
+    store
+        .insert_candidate(id, account_id, &vault.seal(place, b"a refresh token"), now, |_| {
+            unreachable!("the account has not ended")
+        })
+        .await
+        .unwrap();
     // More than one batch of everything that works in batches.
     for n in 0..250_u8 {
         let id = FlowId::new();

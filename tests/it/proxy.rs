@@ -545,7 +545,7 @@ async fn what_http_forbids_or_this_gateway_does_not_do_is_said_in_one_shape() {
         ("TRACE", head(&key, "TRACE /proxy/tools/echo", &[]), 405, "method_not_allowed"),
         ("TRACK", head(&key, "TRACK /proxy/tools/echo", &[]), 405, "method_not_allowed"),
         ("CONNECT to a path", head(&key, "CONNECT /proxy/tools/echo", &[]), 405, "method_not_allowed"),
-        ("CONNECT", head(&key, "CONNECT example.com:443", &[]), 404, "not_found"),
+        ("CONNECT", head(&key, "CONNECT example.com:443", &[]), 405, "method_not_allowed"),
         ("POST /bootstrap", head(&key, "POST /bootstrap", &[]), 405, "method_not_allowed"),
         ("DELETE /verify", head(&key, "DELETE /verify", &[]), 405, "method_not_allowed"),
         ("a large body", head(&key, echo, &["Content-Length: 65537"]), 413, "payload_too_large"),
@@ -556,12 +556,6 @@ async fn what_http_forbids_or_this_gateway_does_not_do_is_said_in_one_shape() {
         ("a large head", head(&key, "GET /proxy/tools/echo", &[&big]), 431, "request_header_fields_too_large"),
         ("many lines", head(&key, "GET /proxy/tools/echo", &many), 431, "request_header_fields_too_large"),
         ("a coding", head(&key, echo, &["Transfer-Encoding: gzip, chunked"]), 501, "not_implemented"),
-        (
-            "a websocket",
-            head(&key, "GET /proxy/tools/websocket", &["Connection: Upgrade", "Upgrade: websocket"]),
-            501,
-            "not_implemented",
-        ),
     ];
     for (what, request, status, code) in table {
         let before = k.seen();

@@ -4,12 +4,15 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use http_body_util::Full;
 use keyward::app::App;
 use keyward::clock::Clock;
 use keyward::sandbox::{Fault, Rotation};
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Keyward, Settings, World, admin, backends, connect, consent, open_flow, paste_back};
+use crate::harness::{
+    Answer, Keyward, Settings, World, admin, agent_request, backends, call, connect, consent, open_flow, paste_back,
+};
 use crate::token_kit::{Authority, Door, HOUR, Person, Stage, held, moment};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -841,6 +844,10 @@ async fn row_21_what_was_lost_is_remembered_by_the_next_start() {
         app.stop().await;
         let app = world.instance(&settings).await;
         let stage = Stage { kw: Keyward { world, app, settings }, key };
+        // The pause is remembered as well.
+        let refused = stage.get(&person).await;
+        assert_unavailable(&refused, "row 21, the next start");
+        stage.advance(Duration::from_secs(retry_after(&refused)));
         assert_disconnected(&stage, &person, &stage.get(&person).await, "row 21, the next start").await;
         assert_eq!(stage.state(&person).await.1, "lost_in_window", "row 21, the next start");
         stage.kw.stop().await;
@@ -893,6 +900,158 @@ async fn row_5_and_10_a_refresh_token_beside_no_usable_token_is_not_lost() {
             stage.used(&person, row).await;
             assert_eq!(stage.state(&person).await.0, "connected", "{row}");
         }
+        stage.kw.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_5_and_10_the_newer_refresh_token_is_tried_first_where_reuse_revokes_everything() {
+    for backend in backends() {
+        let stage = Stage::new(backend, "").await;
+        let sandbox = stage.kw.sandbox();
+        sandbox.set_rotation(Rotation::Family);
+        let person = stage.person("ada").await;
+        let id = person.id.parse().unwrap();
+        stage.expire();
+        // Twice in a row: each takes the place of the one before.
+        for fault in [alter(json!({"access_token": null})), Fault::WrongTokenType("DPoP".into())] {
+            sandbox.faults().token_times(fault, 1);
+            let refused = stage.get(&person).await;
+            assert_unavailable(&refused, "rows 5 and 10");
+            assert_eq!(stage.kw.app.store().candidates(id).await.unwrap().len(), 1, "rows 5 and 10");
+            stage.advance(Duration::from_secs(retry_after(&refused)));
+        }
+        let calls = stage.calls();
+        stage.used(&person, "rows 5 and 10").await;
+        assert_eq!((stage.calls() - calls, sandbox.counters().reuse_detected), (1, 0), "rows 5 and 10");
+        assert!(stage.kw.app.store().candidates(id).await.unwrap().is_empty(), "rows 5 and 10");
+        stage.expire();
+        stage.used(&person, "rows 5 and 10, the next refresh").await;
+        assert_eq!((stage.calls() - calls, sandbox.counters().reuse_detected), (2, 0), "rows 5 and 10");
+
+        // A new one that is refused leaves the old one to be tried.
+        sandbox.set_rotation(Rotation::Soft);
+        stage.expire();
+        sandbox.faults().token_times(alter(json!({"access_token": null})), 1);
+        let refused = stage.get(&person).await;
+        stage.advance(Duration::from_secs(retry_after(&refused)));
+        sandbox.faults().token_times(error(400, "invalid_grant"), 1);
+        let calls = stage.calls();
+        stage.used(&person, "rows 5 and 10, the old one").await;
+        assert_eq!(stage.calls() - calls, 2, "rows 5 and 10: the new one, then the old one");
+        assert_eq!(stage.state(&person).await.0, "connected");
+        stage.kw.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_17_nothing_but_an_unknown_error_for_a_day_is_called_failing() {
+    for backend in backends() {
+        let stage = Stage::new(backend, "").await;
+        let faults = stage.kw.sandbox().faults().clone();
+        let person = stage.person("ada").await;
+        let failing = ("degraded".to_owned(), "failing".to_owned());
+        stage.expire();
+        faults.token(error(400, "weather_too_bad"));
+        for hour in 0..24 {
+            assert_unavailable(&stage.get(&person).await, "row 17");
+            assert_eq!(stage.state(&person).await, ("degraded".to_owned(), PROVIDER.to_owned()), "row 17, {hour} h");
+            stage.advance(HOUR);
+        }
+        assert_unavailable(&stage.get(&person).await, "row 17");
+        assert_eq!(stage.state(&person).await, failing, "row 17, a day");
+        stage.advance(HOUR);
+        assert_unavailable(&stage.get(&person).await, "row 17");
+        assert_eq!(stage.state(&person).await, failing, "row 17: and never the end");
+        // Anything else begins the day anew.
+        faults.token_times(status(503, ""), 1);
+        stage.advance(HOUR);
+        assert_unavailable(&stage.get(&person).await, "row 17");
+        stage.advance(HOUR);
+        assert_unavailable(&stage.get(&person).await, "row 17");
+        assert_eq!(stage.state(&person).await, ("degraded".to_owned(), PROVIDER.to_owned()), "row 17, anew");
+        faults.clear();
+        stage.advance(HOUR);
+        stage.used(&person, "row 17").await;
+        let told = ["degraded provider_unavailable", "degraded failing", "degraded provider_unavailable"];
+        let told = told.map(|word| format!("account.{word}"));
+        assert_eq!(stage.told(&person).await[..3], told, "row 17");
+        assert_eq!(stage.told(&person).await[3..], ["account.recovered provider_unavailable"], "row 17");
+        stage.assert_nothing_shows(&person, "row 17").await;
+        stage.kw.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_36_a_passing_failure_that_comes_late_does_not_undo_the_end() {
+    for backend in backends() {
+        let stage = Stage::new(backend, SHORT).await;
+        let other = beside(&stage).await;
+        let person = stage.person("ada").await;
+        stage.kw.sandbox().set_rotation(Rotation::Strict);
+        stage.expire();
+        let calls = stage.calls();
+        stage.kw.sandbox().faults().token_times(Fault::HangAfterWork, 1);
+        // Whoever waits for the first instance's failure is told what the second one found out.
+        let late = async { assert_disconnected(&stage, &person, &stage.get(&person).await, "row 36").await };
+        let fast = async {
+            stage.kw.sandbox().wait_for_token_calls(calls + 1).await;
+            stage.sql(&["update accounts set lease_until = 0"]).await;
+            assert_eq!(refresh_at(&other, &person).await.refusal(), "account_disconnected", "row 36");
+        };
+        tokio::join!(late, fast);
+        let ended = ("disconnected".to_owned(), "lost_in_window".to_owned());
+        assert_eq!(stage.state(&person).await, ended, "row 36");
+        assert_disconnected(&stage, &person, &stage.get(&person).await, "row 36").await;
+        assert_eq!(stage.told(&person).await, ["account.disconnected lost_in_window"], "row 36");
+        assert_eq!(stage.calls() - calls, 2, "row 36");
+        other.stop().await;
+        stage.kw.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_36_a_lease_that_was_lost_lets_no_further_call_be_made() {
+    for backend in backends() {
+        let stage = Stage::new(backend, "").await;
+        let person = stage.person("ada").await;
+        let spare = stage.kw.sandbox().grant(&person.email, &["Mail.Read"]).await.refresh_token.unwrap();
+        stage.candidate(&person, &spare).await;
+        stage.kw.sandbox().revoke_all_of(&person.email);
+        stage.expire();
+        let calls = stage.calls();
+        stage.kw.sandbox().faults().token_times(Fault::Slow(SECOND), 1);
+        let agent = async { assert_unavailable(&stage.get(&person).await, "row 36") };
+        let other = async {
+            stage.kw.sandbox().wait_for_token_calls(calls + 1).await;
+            stage.sql(&["update accounts set lease_owner = 'ins_of_another'"]).await;
+        };
+        tokio::join!(agent, other);
+        assert_eq!(stage.calls() - calls, 1, "row 36: the candidate is the other's to try");
+        assert_eq!(stage.state(&person).await.0, "connected", "row 36: and so is the judgement");
+        assert_eq!(stage.told(&person).await, [""; 0], "row 36");
+        stage.kw.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_30_a_spilled_token_of_an_account_that_was_disconnected_is_revoked() {
+    for backend in backends() {
+        let stage = Stage::new(backend, "").await;
+        let person = stage.person("ada").await;
+        let spare = stage.kw.sandbox().grant(&person.email, &["Mail.Read"]).await.refresh_token.unwrap();
+        stage.leave(&person).await;
+        crate::browser::trail(&stage.kw, &person.id, "account.revoked_at_provider", 1).await;
+        let spilled = stage.spill(&person, &spare);
+        let Stage { kw: Keyward { world, app, settings }, key } = stage;
+        app.stop().await;
+        let app = world.instance(&settings).await;
+        let stage = Stage { kw: Keyward { world, app, settings }, key };
+        let outcomes = crate::browser::trail(&stage.kw, &person.id, "account.revoked_at_provider", 2).await;
+        assert!(outcomes.iter().all(|record| record["detail"]["outcome"] == "ok"), "row 30: {outcomes:?}");
+        assert!(!spilled.exists(), "row 30");
+        let counters = stage.kw.sandbox().counters();
+        assert!(counters.families.values().all(|family| family.revoked), "row 30: {:?}", counters.families);
         stage.kw.stop().await;
     }
 }
@@ -1009,6 +1168,49 @@ async fn row_33_clocks_that_differ_and_leap_cost_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_33_a_clock_that_is_set_moves_no_deadline() {
+    for backend in backends() {
+        let stage = Stage::new(backend, "").await;
+        let clock = stage.kw.world.clock.clone();
+        let person = stage.person("ada").await;
+        let ends = moment(&stage.account(&person).await, "access_expires_at");
+        for (what, to) in
+            [("ten years back", stage.now().before(10 * 365 * 24 * HOUR)), ("an hour ahead", stage.now().after(HOUR))]
+        {
+            let calls = stage.calls();
+            // The provider has clocks of its own.
+            stage.kw.sandbox().set_clock(Clock::held(ends.before(HOUR)));
+            clock.set(to);
+            let other = beside(&stage).await;
+            let path = format!("/proxy/{}/me/messages", person.slug);
+            let request = agent_request(&stage.key, "GET", &path).body(Full::<Bytes>::default()).unwrap();
+            assert_eq!(call(other.proxy_address(), request).await.status, 200, "row 33, {what}");
+            other.stop().await;
+            assert_eq!(stage.used(&person, what).await, person.first_token, "row 33, {what}");
+            assert_eq!(stage.calls(), calls, "row 33, {what}: no refresh, here or at an instance that starts now");
+        }
+        // Its hour is over when an hour has passed, whatever the clock says.
+        let calls = stage.calls();
+        stage.advance(HOUR - 4 * MINUTE);
+        clock.set(stage.now().before(10 * 365 * 24 * HOUR));
+        stage.kw.sandbox().set_clock(Clock::held(ends.before(MINUTE)));
+        stage.renewed(&person, &person.first_token, "row 33, early").await;
+        stage.advance(HOUR);
+        stage.kw.sandbox().set_clock(Clock::held(ends.after(HOUR)));
+        stage.used(&person, "row 33, in time").await;
+        assert_eq!(stage.calls() - calls, 2, "row 33");
+        // Nor does a pause after a failure last for years.
+        stage.kw.sandbox().faults().token_times(status(503, "600"), 1);
+        stage.advance(HOUR);
+        assert_unavailable(&stage.get(&person).await, "row 33");
+        clock.set(stage.now().before(10 * 365 * 24 * HOUR));
+        stage.advance(10 * MINUTE);
+        stage.used(&person, "row 33, after the pause").await;
+        stage.kw.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_34_the_end_of_a_refresh_token_is_known_and_moves_with_it() {
     for backend in backends() {
         let stage = Stage::new(backend, "").await;
@@ -1043,19 +1245,40 @@ async fn row_34_idle_accounts_are_kept_alive_and_people_are_told_in_time() {
             assert!(moment(&account, "access_expires_at") > stage.now(), "row 34, day {day}: {account}");
         }
         assert_eq!(stage.calls() - calls, 5, "row 34: once a day");
+        assert_eq!(
+            warnings(&stage, &person).await,
+            1,
+            "row 34: it is short-lived, which is told once and not each day"
+        );
         stage.used(&person, "row 34").await;
+        stage.leave(&person).await;
 
         stage.kw.sandbox().set_refresh_ttl(Some(8 * 24 * HOUR));
         let person = stage.person("grace").await;
-        assert_eq!(keeper.step_store().await.warned, 1, "row 34: of the first one, whose refresh token is short-lived");
+        keeper.step_store().await;
+        assert_eq!(warnings(&stage, &person).await, 0, "row 34: not yet");
         stage.advance(2 * 24 * HOUR);
         keeper.step_store().await;
         keeper.step_store().await;
-        let records = stage.kw.audit(&format!("&account={}", person.id)).await;
-        let soon = records.iter().filter(|record| record["action"] == "account.reconnect_soon").count();
-        assert_eq!(soon, 1, "row 34: told once");
+        assert_eq!(warnings(&stage, &person).await, 1, "row 34: told once");
+
+        // The refresh just now has moved the end further away than a week: that it is near again is news, once. One that
+        // moves it to where it is as near is none.
+        stage.kw.sandbox().set_refresh_ttl(Some(6 * 24 * HOUR));
+        for _ in 0..3 {
+            stage.advance(24 * HOUR);
+            stage.used(&person, "row 34").await;
+            keeper.step_store().await;
+            assert_eq!(warnings(&stage, &person).await, 2, "row 34");
+        }
         stage.kw.stop().await;
     }
+}
+
+/// How often people were told that the account's refresh token ends soon.
+async fn warnings(stage: &Stage, person: &Person) -> usize {
+    let records = stage.kw.audit(&format!("&account={}", person.id)).await;
+    records.iter().filter(|record| record["action"] == "account.reconnect_soon").count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -1172,7 +1395,7 @@ async fn i13_a_provider_is_not_asked_when_the_answer_could_not_be_stored() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_40_disconnecting_does_not_wait_for_the_provider() {
     for backend in backends() {
-        let stage = Stage::new(backend, "").await;
+        let stage = Stage::new(backend, SHORT).await;
         let sandbox = stage.kw.sandbox();
         let person = stage.person("ada").await;
         stage.used(&person, "row 40").await;
@@ -1183,6 +1406,17 @@ async fn row_40_disconnecting_does_not_wait_for_the_provider() {
         assert!(began.elapsed() < 5 * SECOND, "row 40: {:?}", began.elapsed());
         sandbox.wait_until(|counters| counters.faults.get("hang") == Some(&1)).await;
         assert_eq!(sandbox.counters().revocations, 0, "row 40");
+
+        // That it took too long is on record, and it is tried again until it is done.
+        let trail = |action| crate::browser::trail(&stage.kw, &person.id, action, 1);
+        let failed = trail("account.revoke_failed").await;
+        assert_eq!(failed[0]["detail"]["code"], "provider_unavailable", "row 40");
+        sandbox.faults().clear();
+        stage.advance(2 * MINUTE);
+        stage.kw.app.accounts().step_revocations().await.unwrap();
+        let outcome = &trail("account.revoked_at_provider").await[0]["detail"];
+        assert_eq!((&outcome["outcome"], &outcome["tries"]), (&json!("ok"), &json!(2)), "row 40");
+        assert_eq!(sandbox.counters().revocations, 1, "row 40");
         stage.kw.stop().await;
     }
 }
@@ -1198,7 +1432,7 @@ async fn a_check_of_an_account_learns_from_trouble_what_there_is_to_learn() {
         // Nothing to be learned from a provider in trouble.
         sandbox.faults().identity(status(503, ""));
         let checked = stage.kw.api("POST", &path, None).await;
-        assert_eq!((&checked["is_valid"], &checked["account"]["validity"]), (&json!(false), &json!("valid")));
+        assert_eq!((&checked["is_valid"], &checked["account"]["validity"]), (&Value::Null, &json!("valid")));
         sandbox.faults().clear();
         // A withdrawn access token only takes a refresh.
         sandbox.expire_access_of(&person.email);

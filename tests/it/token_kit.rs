@@ -2,10 +2,12 @@
 //! can be shut.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use base64::Engine;
 use keyward::clock::{Clock, Timestamp};
 use keyward::ids::CandidateId;
 use keyward::store::AccountTokens;
@@ -222,7 +224,24 @@ impl Stage {
         let row = id.to_string();
         let sealed = vault().seal(Place { table: "token_candidates", row: &row, column: "token" }, token.as_bytes());
         let store = self.kw.app.store();
-        store.insert_candidate(id, person.id.parse().unwrap(), &sealed, self.now()).await.unwrap();
+        store
+            .insert_candidate(id, person.id.parse().unwrap(), &sealed, self.now(), |_| {
+                unreachable!("the account has not ended")
+            })
+            .await
+            .unwrap();
+    }
+
+    /// Leaves a refresh token in a file for the next start, as a process does that could not store it before its end.
+    pub fn spill(&self, person: &Person, token: &str) -> PathBuf {
+        let id = CandidateId::new().to_string();
+        let sealed = vault().seal(Place { table: "token_candidates", row: &id, column: "token" }, token.as_bytes());
+        let folder = self.kw.world.dir.path().join("keyward.spill");
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join(&id);
+        let token = base64::engine::general_purpose::STANDARD.encode(sealed.as_bytes());
+        std::fs::write(&file, serde_json::json!({"account": person.id, "token": token}).to_string()).unwrap();
+        file
     }
 
     /// Runs statements on the store, behind Keyward's back.

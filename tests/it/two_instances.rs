@@ -84,9 +84,9 @@ async fn api(address: SocketAddr, method: &str, path: &str, body: Option<Value>)
 async fn three_instances_refresh_an_expired_token_once() {
     for backend in backends() {
         let cluster = Cluster::new(backend, 3).await;
-        for round in 1..=3u64 {
+        for round in 1..=2u64 {
             cluster.world.clock.advance(Duration::from_secs(2 * 3600));
-            let asked = (0..90).map(|n| cluster.ask(&cluster.apps[n % 3]));
+            let asked = (0..900).map(|n| cluster.ask(&cluster.apps[n % 3]));
             let answers = futures_util::future::join_all(asked).await;
             for answer in answers {
                 assert_eq!(answer.status, 200, "{backend:?}: {}", answer.text());
@@ -147,6 +147,88 @@ async fn a_refused_refresh_is_told_once_and_a_reconnect_reaches_every_instance()
         for app in &cluster.apps {
             cluster.until(app, 200).await;
         }
+        cluster.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_a_provider_ended_is_refused_everywhere_although_its_token_lives() {
+    for backend in backends() {
+        let cluster = Cluster::new(backend, 2).await;
+        cluster.world.sandbox.revoke_all_of("ada@example.com");
+        let path = format!("/api/organizations/default/accounts/{}/refresh", cluster.account["id"].as_str().unwrap());
+        let refused = admin(cluster.apps[0].admin_address(), "POST", &path, None).await;
+        assert_eq!(refused.refusal(), "account_disconnected");
+        let took = cluster.until(&cluster.apps[1], 503).await;
+        assert!(took < Duration::from_secs(2), "{backend:?}: {took:?}");
+        assert_eq!(cluster.ask(&cluster.apps[1]).await.refusal(), "account_disconnected");
+        cluster.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_instances_ask_a_failing_provider_no_more_often_than_one() {
+    for backend in backends() {
+        let cluster = Cluster::new(backend, 2).await;
+        cluster.world.clock.advance(Duration::from_secs(2 * 3600));
+        let down = |wish: Option<&str>| Fault::Status { status: 503, retry_after: wish.map(str::to_owned) };
+        let arrived = || cluster.world.sandbox.counters().token_arrived;
+        let refused = async || {
+            let answers = cluster.apps.iter().map(|app| cluster.ask(app));
+            for answer in futures_util::future::join_all(answers).await {
+                assert_eq!(answer.refusal(), "token_unavailable", "{backend:?}");
+            }
+        };
+        cluster.world.sandbox.faults().token(down(None));
+        let before = arrived();
+        for _ in 0..120 {
+            refused().await;
+            cluster.world.clock.advance(Duration::from_millis(500));
+        }
+        let made = arrived() - before;
+        assert!((4..=8).contains(&made), "{backend:?}: {made} calls in the first minute");
+
+        // What one of them was told to wait, the other waits too; a third that starts now as well.
+        cluster.world.clock.advance(Duration::from_secs(75));
+        cluster.world.sandbox.faults().token(down(Some("1800")));
+        refused().await;
+        let before = arrived();
+        let third = cluster.world.instance(&Settings::default()).await;
+        cluster.world.clock.advance(Duration::from_secs(1790));
+        refused().await;
+        assert_eq!(cluster.ask(&third).await.refusal(), "token_unavailable", "{backend:?}");
+        assert_eq!(arrived(), before, "{backend:?}: nobody asks before the time");
+
+        // A person need not wait, and what they bring about is everybody's.
+        cluster.world.sandbox.faults().clear();
+        let path = format!("/accounts/{}/refresh", cluster.account["id"].as_str().unwrap());
+        api(third.admin_address(), "POST", &path, None).await;
+        for app in &cluster.apps {
+            assert_eq!(cluster.ask(app).await.status, 200, "{backend:?}");
+        }
+        assert_eq!(arrived(), before + 1, "{backend:?}");
+        third.stop().await;
+        cluster.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_that_a_provider_refused_are_tried_again_after_a_restart() {
+    for backend in backends() {
+        let cluster = Cluster::new(backend, 2).await;
+        cluster.world.clock.advance(Duration::from_secs(2 * 3600));
+        let fault = Fault::Json(401, json!({"error": "invalid_client"}));
+        cluster.world.sandbox.faults().token(fault);
+        for app in &cluster.apps {
+            assert_eq!(cluster.ask(app).await.refusal(), "token_unavailable", "{backend:?}");
+        }
+        assert_eq!(cluster.world.sandbox.counters().token_arrived, 2, "{backend:?}: connecting, and one refresh");
+        cluster.world.sandbox.faults().clear();
+        cluster.world.clock.advance(Duration::from_secs(2));
+        assert_eq!(cluster.ask(&cluster.apps[1]).await.refusal(), "token_unavailable", "{backend:?}: not yet");
+        let corrected = cluster.world.instance(&Settings::default()).await;
+        assert_eq!(cluster.ask(&corrected).await.status, 200, "{backend:?}: at once");
+        corrected.stop().await;
         cluster.stop().await;
     }
 }

@@ -1,7 +1,7 @@
 //! Keys, grants, targets, and the policy made of them.
 
 use super::fixture::*;
-use crate::config::Protection;
+use crate::config::{Protection, Transport};
 use crate::ids::TargetId;
 use crate::store::*;
 
@@ -134,6 +134,7 @@ async fn a_static_target_lives_under_a_slug_of_its_own() {
             credential: None,
             fence: vec!["/a".into(), "/b/**".into()],
             protection: Protection { concurrency: std::num::NonZeroU32::new(5), reflect_guard: Some(false) },
+            transport: Transport { http1_only: true, websocket: true },
         };
         crm.updated_at = at(50);
         f.store.update_target(&crm, &note()).await.unwrap();
@@ -142,9 +143,11 @@ async fn a_static_target_lives_under_a_slug_of_its_own() {
             (read.id, read.name.as_str(), read.created_at, read.updated_at),
             (crm.id, "Customers", at(1), at(50))
         );
-        let TargetKind::Static { base_url, credential_kind, credential, fence, protection } = read.kind else {
+        let TargetKind::Static { base_url, credential_kind, credential, fence, protection, transport } = read.kind
+        else {
             panic!("static")
         };
+        assert!(transport.http1_only && transport.websocket);
         assert_eq!((base_url.as_str(), credential_kind.as_str()), ("https://crm.example.com", "none"));
         assert!(credential.is_none());
         assert_eq!(fence, ["/a", "/b/**"]);
@@ -244,7 +247,7 @@ async fn the_policy_is_everything_that_decides_and_its_revision_moves_with_it() 
         assert_eq!(policy.revision, f.store.revision().await.unwrap());
         assert_eq!((policy.keys.len(), policy.keys[0].id, policy.keys[0].hash), (1, key.id, key.hash));
         assert_eq!((policy.keys[0].organization, policy.keys[0].name.as_str()), (f.org, "builder"));
-        assert_eq!(policy.targets.len(), 4);
+        assert_eq!((policy.targets.len(), policy.targets[0].id), (1, account.targets[0].id), "what a grant reaches");
         assert_eq!((policy.grants.len(), policy.grants[0].access), (1, GrantAccess::Read));
         assert_eq!((policy.grants[0].key, policy.grants[0].target), (key.id, account.targets[0].id));
         assert_eq!((policy.accounts.len(), policy.accounts[0].id), (1, account.id));
@@ -257,7 +260,7 @@ async fn the_policy_is_everything_that_decides_and_its_revision_moves_with_it() 
         f.store.disconnect(&leaving(&account, &[]), &record(None, "account.gone")).await.unwrap();
         moved("a disconnect").await;
         let policy = f.store.policy().await.unwrap();
-        assert_eq!((policy.accounts.len(), policy.grants.len(), policy.targets.len()), (0, 0, 1));
+        assert_eq!((policy.accounts.len(), policy.grants.len(), policy.targets.len()), (0, 0, 0));
     })
     .await;
 }

@@ -4,9 +4,12 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::fixture::*;
-use crate::ids::{AccountId, TargetId};
+use crate::clock::Clock;
+use crate::ids::{AccountId, InstanceId, TargetId};
 use crate::secret::sha256;
 use crate::store::*;
+
+const HOUR: Duration = Duration::from_secs(3_600);
 
 #[tokio::test]
 async fn a_connected_account_reads_back_as_it_was_saved() {
@@ -71,25 +74,12 @@ async fn reconnecting_in_place_keeps_ids_slugs_and_grants() {
         let calendar = before.targets.iter().find(|target| target.capability == "calendar").unwrap();
         f.granted(&key, mail).await;
         f.granted(&key, calendar).await;
-        let (gone, why) = (Status::Disconnected, Some(Reason::RefreshRejected));
-        let note = record(Some(f.org), "account.disconnected");
-        assert!(
-            f.store
-                .set_status(
-                    before.id,
-                    1,
-                    StatusChange { status: gone, reason: why, validity: Validity::Invalid },
-                    at(7),
-                    &note
-                )
-                .await
-                .unwrap()
-        );
+        f.ended(before.id).await;
 
         let mut again = account(f.org, "ada");
         (again.id, again.generation) = (before.id, before.generation);
         let candidate = crate::ids::CandidateId::new();
-        f.store.insert_candidate(candidate, before.id, &sealed("candidate"), at(8)).await.unwrap();
+        f.store.insert_candidate(candidate, before.id, &sealed("candidate"), at(8), revived).await.unwrap();
         again.created_at = at(999);
         again.updated_at = at(20);
         again.email = Some("lovelace@example.com".into());
@@ -124,18 +114,7 @@ async fn accounts_are_listed_by_organization_provider_and_status() {
         for subject in ["one", "two", "three"] {
             made.push(f.saved_account(subject).await);
         }
-        let note = record(Some(f.org), "account.degraded");
-        let why = Some(Reason::ProviderUnavailable);
-        f.store
-            .set_status(
-                made[1].id,
-                1,
-                StatusChange { status: Status::Degraded, reason: why, validity: Validity::Valid },
-                at(7),
-                &note,
-            )
-            .await
-            .unwrap();
+        assert!(f.failed(made[1].id, Reason::ProviderUnavailable, Duration::ZERO).await);
 
         let listed = async |filter: AccountFilter, page: Page| {
             let listed = f.store.accounts(f.org, &filter, &page).await.unwrap();
@@ -175,7 +154,9 @@ async fn of_two_saves_of_one_generation_one_wins() {
                 let (store, id) = (f.store.clone(), account.id);
                 let note = record(Some(f.org), "account.refreshed");
                 let new = NewTokens { scopes: Some(vec![n.to_string()]), ..tokens(&n.to_string()) };
-                tokio::spawn(async move { (n, store.save_tokens(id, 1, &new, at(30), &[note]).await.unwrap()) })
+                tokio::spawn(
+                    async move { (n, store.save_tokens(id, 1, &new, at(30), &[note], recovered).await.unwrap()) },
+                )
             })
             .collect();
         let mut winners = Vec::new();
@@ -196,57 +177,153 @@ async fn of_two_saves_of_one_generation_one_wins() {
 async fn saved_tokens_heal_the_account_and_keep_what_is_not_new() {
     on_each(async |f| {
         let account = f.saved_account("ada").await;
-        let why = Some(Reason::ProviderUnavailable);
-        let note = record(Some(f.org), "account.degraded");
-        f.store
-            .set_status(
-                account.id,
-                1,
-                StatusChange { status: Status::Degraded, reason: why, validity: Validity::Unknown },
-                at(7),
-                &note,
-            )
-            .await
-            .unwrap();
+        assert!(f.failed(account.id, Reason::ProviderUnavailable, HOUR).await);
+        let told = |after: Reason| {
+            assert_eq!(after, Reason::ProviderUnavailable);
+            record(Some(f.org), "account.recovered")
+        };
         let new = NewTokens { refresh: None, ..tokens("second") };
-        assert!(f.store.save_tokens(account.id, 1, &new, at(30), &[]).await.unwrap());
-        assert!(!f.store.save_tokens(account.id, 1, &new, at(31), &[]).await.unwrap());
+        assert!(f.store.save_tokens(account.id, 1, &new, at(30), &[], told).await.unwrap());
+        assert!(!f.store.save_tokens(account.id, 1, &new, at(31), &[], told).await.unwrap());
         let kept = f.store.tokens(account.id).await.unwrap().unwrap();
         assert_eq!(kept.refresh.unwrap().as_bytes(), b"refresh first");
+        assert!(f.store.save_tokens(account.id, 2, &tokens("third"), at(30), &[], told).await.unwrap());
+        assert_eq!(f.recorded("account.recovered").await, 1, "told when it really was not connected");
+        assert!(matches!(take(&f, account.id).await, Taken::Won(lease) if lease.failures == 0), "no pause is left");
+        let kept = f.store.tokens(account.id).await.unwrap().unwrap();
+        assert_eq!(kept.refresh.unwrap().as_bytes(), b"refresh third");
         let healed = kept.account;
         assert_eq!((healed.status, healed.reason, healed.validity), (Status::Connected, None, Validity::Valid));
-        assert_eq!((healed.checked_at, healed.scopes, healed.generation), (Some(at(30)), account.scopes, 2));
+        assert_eq!((healed.checked_at, healed.scopes, healed.generation), (Some(at(30)), account.scopes, 3));
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_status_changes_once_and_only_in_its_generation() {
+async fn bad_news_counts_from_whoever_holds_the_lease_and_never_over_the_end() {
     on_each(async |f| {
         let id = f.saved_account("ada").await.id;
-        let set = async |generation, status, reason| {
-            let note = record(Some(f.org), "account.status");
-            f.store
-                .set_status(id, generation, StatusChange { status, reason, validity: Validity::Invalid }, at(7), &note)
-                .await
-                .unwrap()
+        let read = async || f.store.account(f.org, id).await.unwrap().unwrap();
+        let note = |action: &str| record(Some(f.org), action);
+        let fail = async |generation, owner, reason| {
+            let failed = Failed { generation, owner, reason, pause: HOUR, unknown_since: None };
+            f.store.note_failure(id, &failed, at(7), &note("account.degraded")).await.unwrap()
         };
-        assert!(!set(1, Status::Connected, None).await);
-        assert!(!set(2, Status::Disconnected, Some(Reason::RefreshRejected)).await);
-        assert!(set(1, Status::Disconnected, Some(Reason::RefreshRejected)).await);
-        assert!(!set(1, Status::Disconnected, Some(Reason::RefreshRejected)).await);
-        assert!(set(1, Status::Disconnected, Some(Reason::LostInWindow)).await);
-        let read = f.store.account(f.org, id).await.unwrap().unwrap();
-        assert_eq!((read.status, read.reason), (Status::Disconnected, Some(Reason::LostInWindow)));
-        assert_eq!((read.validity, read.checked_at, read.generation), (Validity::Invalid, Some(at(7)), 1));
-        // A reason without trouble is no reason.
-        assert!(set(1, Status::Connected, Some(Reason::Revoked)).await);
-        assert_eq!(f.store.account(f.org, id).await.unwrap().unwrap().reason, None);
-        assert_eq!(f.recorded("account.status").await, 3);
+        let end =
+            async |ended: Ended| f.store.end_account(id, &ended, at(9), &note("account.disconnected")).await.unwrap();
+        let owner = f.leased(id).await;
+        assert!(!fail(2, owner, Reason::ProviderUnavailable).await, "of another generation");
+        assert!(!fail(1, InstanceId::new(), Reason::ProviderUnavailable).await, "without the lease");
+        assert!(!end(rejected(InstanceId::new())).await && !end(Ended { generation: 2, ..rejected(owner) }).await);
+        assert_eq!((read().await.status, f.recorded("account.degraded").await), (Status::Connected, 0));
 
-        f.store.set_validity(id, Validity::Unknown, at(8)).await.unwrap();
-        let read = f.store.account(f.org, id).await.unwrap().unwrap();
-        assert_eq!((read.validity, read.checked_at), (Validity::Unknown, Some(at(8))));
+        assert!(fail(1, owner, Reason::ProviderUnavailable).await && fail(1, owner, Reason::ProviderUnavailable).await);
+        assert_eq!(f.recorded("account.degraded").await, 1, "told once");
+        assert!(fail(1, owner, Reason::ProviderMisconfigured).await);
+        assert_eq!(f.recorded("account.degraded").await, 2, "another reason is another event");
+        let degraded = read().await;
+        assert_eq!((degraded.status, degraded.reason), (Status::Degraded, Some(Reason::ProviderMisconfigured)));
+        assert_eq!((degraded.validity, degraded.checked_at), (Validity::Valid, Some(at(1))), "nothing was learned");
+
+        assert!(end(rejected(owner)).await && !end(rejected(owner)).await);
+        let ended = read().await;
+        assert_eq!((ended.status, ended.reason), (Status::Disconnected, Some(Reason::RefreshRejected)));
+        assert_eq!((ended.validity, ended.checked_at), (Validity::Invalid, Some(at(7))));
+        assert!(!fail(1, owner, Reason::ProviderUnavailable).await, "a passing failure comes too late");
+        assert_eq!(read().await.status, Status::Disconnected);
+        f.store.set_validity(id, 1, Validity::Valid, at(8)).await.unwrap();
+        assert_eq!(read().await.validity, Validity::Invalid);
+        assert_eq!(f.recorded("account.disconnected").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tokens_that_came_late_bring_an_account_back_and_others_learn_of_it() {
+    on_each(async |f| {
+        let account = f.saved_account("ada").await;
+        let begun = f.store.now().await.unwrap();
+        assert!(f.store.standings(begun).await.unwrap().is_empty());
+        assert!(f.ended(account.id).await);
+        assert_eq!(f.store.standings(begun).await.unwrap(), [(account.id, true)]);
+        let told = |after| {
+            assert_eq!(after, Reason::RefreshRejected);
+            record(Some(f.org), "account.recovered")
+        };
+        assert!(f.store.save_tokens(account.id, 1, &tokens("late"), at(30), &[], told).await.unwrap());
+        assert_eq!(f.store.standings(begun).await.unwrap(), [(account.id, false)]);
+        assert_eq!(f.recorded("account.recovered").await, 1);
+        assert!(f.store.standings(begun.after(HOUR)).await.unwrap().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nobody_tries_before_the_pause_is_over_unless_somebody_asks() {
+    on_each(async |f| {
+        let id = f.saved_account("ada").await.id;
+        assert!(f.failed(id, Reason::ProviderUnavailable, HOUR).await);
+        let Taken::Resting(pause) = take(&f, id).await else { panic!() };
+        assert!(pause > HOUR / 2 && pause <= HOUR, "{pause:?}");
+        assert!(f.store.degraded_accounts(10).await.unwrap().is_empty());
+        assert!(f.failed(id, Reason::ProviderUnavailable, Duration::ZERO).await, "at once");
+        assert_eq!(f.store.degraded_accounts(10).await.unwrap(), [id]);
+        assert!(matches!(take(&f, id).await, Taken::Won(lease) if lease.failures == 2));
+        assert_eq!(take(&f, id).await, Taken::Held);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_holds_nobody_up() {
+    on_each(async |f| {
+        // Written ten years ahead of what the clock says now.
+        let years = Duration::from_secs(10 * 365 * 24 * 3600);
+        let resting = f.saved_account("resting").await.id;
+        assert!(f.failed(resting, Reason::ProviderUnavailable, years).await);
+        assert!(matches!(take(&f, resting).await, Taken::Won(_)));
+
+        let leased = f.saved_account("leased").await.id;
+        let later = f.store.clone().beside(Clock::held(f.store.now().await.unwrap().after(years)));
+        assert!(matches!(later.take_lease(leased, InstanceId::new(), 6_000).await.unwrap(), Taken::Won(_)));
+        assert!(matches!(f.store.take_lease(leased, InstanceId::new(), 6_000).await.unwrap(), Taken::Won(_)));
+
+        let token = f.saved_account("token").await.id;
+        let fresh = NewTokens { access_expires_at: later.now().await.unwrap().after(HOUR), ..tokens("second") };
+        assert!(f.store.save_tokens(token, 1, &fresh, at(30), &[], recovered).await.unwrap());
+        let ends = f.store.tokens(token).await.unwrap().unwrap().access_ends.unwrap();
+        assert!(ends <= Clock::system().monotonic() + HOUR, "a token never lives longer than its life");
+    })
+    .await;
+}
+
+async fn take(f: &Fixture, id: AccountId) -> Taken {
+    f.store.take_lease(id, InstanceId::new(), 6_000).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_account_has_hope_while_a_refresh_token_is_still_to_be_tried() {
+    on_each(async |f| {
+        let id = f.saved_account("ada").await.id;
+        let read = async || f.store.account(f.org, id).await.unwrap().unwrap();
+        let keep = async |token| {
+            f.store.insert_candidate(token, id, &sealed("kept"), at(5), revived).await.unwrap();
+        };
+        let first = crate::ids::CandidateId::new();
+        keep(first).await;
+        assert!(!f.ended(id).await, "nobody has tried it");
+        assert_eq!((read().await.status, f.recorded("account.degraded").await), (Status::Connected, 0));
+        f.store.delete_candidate(first).await.unwrap();
+        assert!(f.ended(id).await);
+
+        // What comes after the end brings it back to where it can be tried; told once.
+        for _ in 0..2 {
+            keep(crate::ids::CandidateId::new()).await;
+            let account = read().await;
+            assert_eq!((account.status, account.validity), (Status::Degraded, Validity::Unknown));
+            assert_eq!(f.recorded("account.degraded").await, 1);
+        }
+        assert_eq!(f.store.degraded_accounts(10).await.unwrap(), [id]);
     })
     .await;
 }
@@ -255,22 +332,11 @@ async fn a_status_changes_once_and_only_in_its_generation() {
 async fn of_many_who_see_an_account_end_one_says_so() {
     on_each(async |f| {
         let id = f.saved_account("ada").await.id;
+        let owner = f.leased(id).await;
         let tellers: Vec<_> = (0..8)
             .map(|_| {
                 let (store, note) = (f.store.clone(), record(Some(f.org), "account.disconnected"));
-                let (status, why) = (Status::Disconnected, Some(Reason::RefreshRejected));
-                tokio::spawn(async move {
-                    store
-                        .set_status(
-                            id,
-                            1,
-                            StatusChange { status, reason: why, validity: Validity::Invalid },
-                            at(7),
-                            &note,
-                        )
-                        .await
-                        .unwrap()
-                })
+                tokio::spawn(async move { store.end_account(id, &rejected(owner), at(7), &note).await.unwrap() })
             })
             .collect();
         let mut told = 0;
@@ -315,25 +381,23 @@ async fn disconnecting_asks_first_and_then_takes_everything() {
 
         // Nothing that was under way brings it back.
         for generation in 1..=2 {
-            assert!(!f.store.save_tokens(account.id, generation, &tokens("late"), at(41), &[]).await.unwrap());
-            let (status, validity) = (Status::Connected, Validity::Valid);
             assert!(
-                !f.store
-                    .set_status(
-                        account.id,
-                        generation,
-                        StatusChange { status, reason: None, validity },
-                        at(41),
-                        &note()
-                    )
-                    .await
-                    .unwrap()
+                !f.store.save_tokens(account.id, generation, &tokens("late"), at(41), &[], recovered).await.unwrap()
             );
+            assert!(matches!(take(&f, account.id).await, Taken::Gone));
         }
-        f.store.set_validity(account.id, Validity::Valid, at(41)).await.unwrap();
+        f.store.set_validity(account.id, 2, Validity::Valid, at(41)).await.unwrap();
         let save = SaveConnected { account: account.clone(), tokens: tokens("late"), existing: true };
         assert!(matches!(f.store.save_connected(&save, &note()).await, Err(Error::Conflict)));
         assert!(f.store.tokens(account.id).await.unwrap().is_none());
+
+        // What came for it is not kept, but given back.
+        let late = crate::ids::CandidateId::new();
+        assert!(!f.store.insert_candidate(late, account.id, &sealed("late"), at(41), revived).await.unwrap());
+        let given = NewRevocation { token: sealed("late"), ..revocation() };
+        assert!(f.store.queue_revocation(account.id, &given, at(60)).await.unwrap());
+        assert!(f.store.queue_revocation(account.id, &given, at(60)).await.unwrap(), "once, however often it is said");
+        assert!(!f.store.queue_revocation(AccountId::new(), &revocation(), at(60)).await.unwrap());
 
         // The same person may connect again, as a new account.
         let again = f.saved_account("ada").await;
@@ -353,23 +417,23 @@ async fn a_disconnect_counts_for_the_tokens_it_was_decided_from() {
     on_each(async |f| {
         let account = f.saved_account("ada").await;
         let note = || record(Some(f.org), "account.disconnected");
-        assert!(f.store.save_tokens(account.id, 1, &tokens("second"), at(30), &[]).await.unwrap());
+        assert!(f.store.save_tokens(account.id, 1, &tokens("second"), at(30), &[], recovered).await.unwrap());
         let decided = leaving(&account, &[revocation()]);
         assert_eq!(f.store.disconnect(&decided, &note()).await.unwrap(), Disconnected::Moved);
 
         let candidate = crate::ids::CandidateId::new();
-        f.store.insert_candidate(candidate, account.id, &sealed("candidate"), at(31)).await.unwrap();
+        f.store.insert_candidate(candidate, account.id, &sealed("candidate"), at(31), revived).await.unwrap();
         let decided = Disconnect { generation: 2, ..decided };
         assert_eq!(f.store.disconnect(&decided, &note()).await.unwrap(), Disconnected::Moved);
         assert!(f.store.tokens(account.id).await.unwrap().unwrap().refresh.is_some());
         assert_eq!(f.recorded("account.disconnected").await, 0);
         assert!(f.store.claim_revocations(10, at(50), at(100)).await.unwrap().is_empty());
 
-        let found = f.store.every_candidate(account.id).await.unwrap();
+        let found = f.store.candidates(account.id).await.unwrap();
         assert_eq!((found.len(), found[0].id, found[0].token.as_bytes()), (1, candidate, &b"candidate"[..]));
         let decided = Disconnect { candidates: vec![candidate], ..decided };
         assert_eq!(f.store.disconnect(&decided, &note()).await.unwrap(), Disconnected::Done(account.targets));
-        assert!(f.store.every_candidate(account.id).await.unwrap().is_empty());
+        assert!(f.store.candidates(account.id).await.unwrap().is_empty());
         assert_eq!(f.store.claim_revocations(10, at(50), at(100)).await.unwrap().len(), 1);
     })
     .await;

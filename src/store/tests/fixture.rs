@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::str::FromStr;
+use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
@@ -9,8 +10,8 @@ use tempfile::TempDir;
 
 use crate::catalog::Preset;
 use crate::clock::Timestamp;
-use crate::config::{Protection, StoreUrl};
-use crate::ids::{AccountId, AuditId, FlowId, JobId, KeyId, OrgId, TargetId, random};
+use crate::config::{Protection, StoreUrl, Transport};
+use crate::ids::{AccountId, AuditId, FlowId, InstanceId, JobId, KeyId, OrgId, TargetId, random};
 use crate::secret::{Secret, sha256};
 use crate::store::*;
 use crate::vault::Sealed;
@@ -109,6 +110,31 @@ impl Fixture {
         }
     }
 
+    /// The lease of an account, at once; who has it.
+    pub(super) async fn leased(&self, id: AccountId) -> InstanceId {
+        let owner = InstanceId::new();
+        let taken = self.store.take_lease_at_once(id, owner, 60_000).await.unwrap();
+        assert!(matches!(taken, Taken::Won(_)), "{taken:?}");
+        owner
+    }
+
+    /// A passing failure of an account of the first generation. Answers whether it counted.
+    pub(super) async fn failed(&self, id: AccountId, reason: Reason, pause: Duration) -> bool {
+        let owner = self.leased(id).await;
+        let failed = Failed { generation: 1, owner, reason, pause, unknown_since: None };
+        let noted = self.store.note_failure(id, &failed, at(7), &record(Some(self.org), "account.degraded")).await;
+        self.store.release_lease(id, owner, false).await.unwrap();
+        noted.unwrap()
+    }
+
+    /// The end of an account of the first generation. Answers whether it counted.
+    pub(super) async fn ended(&self, id: AccountId) -> bool {
+        let ended = rejected(self.leased(id).await);
+        let noted = self.store.end_account(id, &ended, at(7), &record(Some(self.org), "account.disconnected")).await;
+        self.store.release_lease(id, ended.owner, false).await.unwrap();
+        noted.unwrap()
+    }
+
     /// How often this was recorded.
     pub(super) async fn recorded(&self, action: &str) -> usize {
         let page = Page { limit: 200, after: None };
@@ -127,6 +153,15 @@ pub(super) fn sealed(text: &str) -> Sealed {
 
 pub(super) fn all() -> Page {
     Page { limit: 200, after: None }
+}
+
+pub(super) fn rejected(owner: InstanceId) -> Ended {
+    Ended { generation: 1, owner, reason: Reason::RefreshRejected, checked_at: Some(at(7)) }
+}
+
+/// The record of a recovery.
+pub(super) fn recovered(_: Reason) -> AuditRow {
+    record(None, "account.recovered")
 }
 
 pub(super) fn tokens(text: &str) -> NewTokens {
@@ -203,6 +238,7 @@ pub(super) fn static_target(org: OrgId, slug: &str) -> TargetRow {
             credential: Some(sealed("credential")),
             fence: vec!["/**".into()],
             protection: Protection::default(),
+            transport: Transport::default(),
         },
         created_at: at(1),
         updated_at: at(1),
@@ -247,6 +283,10 @@ pub(super) fn leaving(account: &AccountRow, revocations: &[NewRevocation]) -> Di
         revocations: revocations.to_vec(),
         at: at(40),
     }
+}
+
+pub(super) fn revived(org: OrgId) -> AuditRow {
+    record(Some(org), "account.degraded")
 }
 
 pub(super) fn record(org: Option<OrgId>, action: &str) -> AuditRow {

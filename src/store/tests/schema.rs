@@ -149,10 +149,10 @@ async fn every_unit_of_work_may_move_between_threads() {
         moves(store.accounts(f.org, &AccountFilter::default(), &page));
         moves(store.tokens(account.id));
         moves(store.save_connected(&save, &note));
-        moves(store.save_tokens(account.id, 1, &save.tokens, at(0), std::slice::from_ref(&note)));
+        moves(store.save_tokens(account.id, 1, &save.tokens, at(0), std::slice::from_ref(&note), recovered));
         let gone = leaving(&account, &[]);
         moves(store.disconnect(&gone, &note));
-        moves(store.every_candidate(account.id));
+        moves(store.candidates(account.id));
         moves(store.claim_revocations(1, at(0), at(1)));
         moves(store.postpone_revocation(revocation().id, at(0), Some(&note)));
         moves(store.update_key(&key, &note));

@@ -158,7 +158,7 @@ async fn a_source_that_changes_meanwhile_is_noticed() {
         let mut refreshed = false;
         let refresh = |_| {
             if !std::mem::replace(&mut refreshed, true) {
-                assert!(now(f.store.save_tokens(account.id, 1, &tokens("second"), at(9), &[])).unwrap());
+                assert!(now(f.store.save_tokens(account.id, 1, &tokens("second"), at(9), &[], recovered)).unwrap());
             }
         };
         let refused = f.store.copy_to(&to, |_, _| Ok(()), refresh).await.err().unwrap();
@@ -183,7 +183,7 @@ async fn what_was_stored_while_resealing_stays() {
             let old = String::from_utf8(old.as_bytes().to_vec()).unwrap();
             if old == "refresh first" {
                 // A gateway that still seals with the old key gets in between.
-                assert!(now(f.store.save_tokens(account.id, 1, &tokens("second"), at(9), &[])).unwrap());
+                assert!(now(f.store.save_tokens(account.id, 1, &tokens("second"), at(9), &[], recovered)).unwrap());
             }
             seen.push(format!("{} {old}", place.column));
             Ok(sealed(&format!("new {old}")))
@@ -209,7 +209,7 @@ async fn a_value_that_does_not_open_keeps_the_check_where_it_is() {
             let account = f.saved_account(&format!("person {person}")).await;
             for n in person * 10..person * 10 + 10 {
                 let token = sealed(&format!("old {n}"));
-                f.store.insert_candidate(CandidateId::new(), account.id, &token, at(n)).await.unwrap();
+                f.store.insert_candidate(CandidateId::new(), account.id, &token, at(n), revived).await.unwrap();
             }
         }
         let again = |place: Place<'_>, old: &Sealed| match old.as_bytes() {

@@ -109,7 +109,7 @@ async fn validating_is_an_answer_whatever_it_sees() {
     // Passing trouble tells nothing about the account.
     keyward.sandbox().faults().identity(Fault::Status { status: 503, retry_after: None });
     let seen = keyward.api("POST", &format!("/accounts/{id}/validate"), None).await;
-    assert_eq!((&seen["is_valid"], &seen["account"]["validity"]), (&json!(false), &json!("valid")));
+    assert_eq!((&seen["is_valid"], &seen["account"]["validity"]), (&json!(null), &json!("valid")));
     assert_eq!(seen["account"]["status"], "connected");
     keyward.sandbox().faults().clear();
 

@@ -54,6 +54,10 @@ fn every_mistake_is_told_with_its_place_and_ends_with_64() {
         ("[refresh]\nwait = \"soon\"".to_owned(), "gateway.toml:2:8: refresh.wait: not a time"),
         ("[admin\n".to_owned(), "gateway.toml:1:"),
         ("[admin]\nlisten = \"0.0.0.0:8081\"".to_owned(), "gateway.toml:2:10: admin.listen: this address is reachable"),
+        (
+            "[proxy.tls]\ncert = \"gateway.toml\"\nkey = \"gateway.toml\"".to_owned(),
+            "gateway.toml:2:8: proxy.tls.cert: gateway.toml: holds no certificate",
+        ),
         ("[admin]\ntoken = \"hush\"".to_owned(), "gateway.toml:2:1: admin.token: there is no such key"),
         (
             format!("{target}credential = {{ bearer_env = \"CRM_KEY\" }}"),

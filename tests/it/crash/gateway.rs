@@ -30,7 +30,8 @@ impl Gateway {
     pub fn spawn(world: &World) -> Self {
         let config = world.dir.path().join("gateway.toml");
         std::fs::write(&config, settings(world)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+        let binary = std::env::var_os("KEYWARD_KILL_BINARY");
+        let mut command = Command::new(binary.unwrap_or_else(|| env!("CARGO_BIN_EXE_keyward").into()));
         command.args(["serve", "--config"]).arg(&config).env_clear().envs([
             ("KEYWARD_ADMIN_TOKEN", ADMIN),
             ("KEYWARD_SEALING_KEYS", SEALING),
@@ -66,6 +67,12 @@ impl Gateway {
             Ok(Ok(at)) => at,
             _ => panic!("a gateway does not start:\n{}", self.log()),
         }
+    }
+
+    /// Sends a signal: `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        let told = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(told.success(), "kill -s {name}");
     }
 
     /// `kill -9`.

@@ -30,6 +30,13 @@ pub async fn accounts(world: &World, life: Life) -> BTreeMap<String, Stored> {
     rows.into_iter().map(|(id, generation, status, reason)| (id, Stored { generation, status, reason })).collect()
 }
 
+/// What time does to the leases of a dead gateway. Postgres only: on SQLite the next start does it.
+pub async fn end_leases(world: &World) {
+    let mut link = PgConnection::connect(&world.store_url).await.unwrap();
+    sqlx::query("update accounts set lease_until = 0 where lease_until is not null").execute(&mut link).await.unwrap();
+    link.close().await.unwrap();
+}
+
 /// How often each account was told to be disconnected.
 pub async fn ends_told(world: &World) -> BTreeMap<String, i64> {
     let sql = "select account, count(*) from audit where action = 'account.disconnected' group by account";
