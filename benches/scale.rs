@@ -229,7 +229,7 @@ async fn failing() {
         rest: back,
     };
     let connected = app.accounts().finish(callback, Proof::Cookie(Some(opened.cookie))).await.unwrap();
-    let new = NewKey { name: "bench".to_owned(), expires_at: None, allowed_ips: Vec::new() };
+    let new = NewKey { name: "bench".to_owned(), expires_at: None, allowed_ips: Vec::new(), rate_limit: None };
     let (key, secret) = app.access().create_key(org.id, new, &Actor::System).await.unwrap();
     let mail = connected.account.targets.iter().find(|target| target.capability == "mail").unwrap();
     app.access().put_grant(org.id, key.id, &mail.slug, GrantAccess::Read, &Actor::System).await.unwrap();

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::audit::{Actor, Record};
 use crate::clock::Timestamp;
+use crate::config::RateLimit;
 use crate::ids::{KeyId, OrgId};
 use crate::store::{self, GrantAccess, GrantRow, KeyRow};
 
@@ -55,6 +56,8 @@ pub struct NewKey {
     pub expires_at: Option<Timestamp>,
     /// Addresses it may come from; empty: any.
     pub allowed_ips: Vec<IpNet>,
+    /// Its own limits; `None`: what `gateway.toml` says.
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// Changes to a key; `None` leaves a field.
@@ -66,6 +69,8 @@ pub struct KeyChange {
     pub expires_at: Option<Option<Timestamp>>,
     /// New addresses.
     pub allowed_ips: Option<Vec<IpNet>>,
+    /// New limits (`Some(None)`: what `gateway.toml` says).
+    pub rate_limit: Option<Option<RateLimit>>,
 }
 
 /// A name for people: trimmed, 1 to 200 characters, no control characters.
@@ -127,6 +132,7 @@ impl Access {
             prefix: secret.prefix(),
             expires_at: self.checked_expiry(new.expires_at)?,
             allowed_ips: new.allowed_ips,
+            rate_limit: new.rate_limit,
             previous: None,
             created_at: self.clock.now(),
             last_used_at: None,
@@ -158,6 +164,9 @@ impl Access {
         }
         if let Some(allowed_ips) = change.allowed_ips {
             key.allowed_ips = allowed_ips;
+        }
+        if let Some(rate_limit) = change.rate_limit {
+            key.rate_limit = rate_limit;
         }
         self.save_key(&key, self.record(org, actor, "key.updated")).await?;
         Ok(key)

@@ -7,19 +7,24 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::catalog::{Base, Catalog, Injection, Patterns, Provider};
-use crate::config::{SystemTarget, TargetTls, Transport};
-use crate::ids::{AccountId, TargetId};
+use crate::clock::Clock;
+use crate::config::{Protection, RateLimit, StaticCredential, SystemTarget, TargetTls, Transport};
+use crate::ids::{AccountId, KeyId, TargetId};
 use crate::net::ClientTls;
 use crate::store::{self, PolicyAccount, PolicyRows, PolicyTarget};
 use crate::vault::Vault;
 
 use super::credential;
+use super::limits::{KeyLimit, Room};
 use super::policy::{Agent, Candidate, Credential, Fence, Granted, Policy, Target, TargetKind};
 
 /// What stays the same over all snapshots.
 pub(super) struct Compiler {
     providers: HashMap<String, (Arc<Provider>, Fences)>,
     system: HashMap<String, System>,
+    /// Of keys without limits of their own.
+    per_key: Option<RateLimit>,
+    clock: Clock,
 }
 
 /// A provider's fences, by capability.
@@ -29,12 +34,20 @@ struct System {
     base: Base,
     fence: Arc<Fence>,
     injection: Arc<Injection>,
+    protection: Protection,
+    /// Whether there is a secret in what is injected.
+    secret: bool,
     transport: Transport,
     tls: Option<ClientTls>,
 }
 
 impl Compiler {
-    pub(super) fn new(catalog: &Catalog, system: &BTreeMap<String, SystemTarget>) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        catalog: &Catalog,
+        system: &BTreeMap<String, SystemTarget>,
+        per_key: Option<RateLimit>,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
         let providers = catalog.iter().map(|provider| (provider.id.clone(), with_fences(provider))).collect();
         let system = system
             .iter()
@@ -43,10 +56,11 @@ impl Compiler {
                 Ok((slug.clone(), compiled))
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok(Self { providers, system })
+        Ok(Self { providers, system, per_key, clock })
     }
 
-    pub(super) fn compile(&self, rows: PolicyRows, vault: &Vault) -> Policy {
+    /// `before` is the view that this one takes the place of: what its limits have counted goes on counting.
+    pub(super) fn compile(&self, rows: PolicyRows, vault: &Vault, before: &Policy) -> Policy {
         let accounts: HashMap<AccountId, &PolicyAccount> = rows.accounts.iter().map(|row| (row.id, row)).collect();
         let rows_by_id: HashMap<TargetId, &PolicyTarget> = rows.targets.iter().map(|row| (row.id, row)).collect();
         let mut targets: HashMap<TargetId, Option<Arc<Target>>> = HashMap::new();
@@ -54,7 +68,7 @@ impl Compiler {
         for grant in rows.grants {
             let target = targets.entry(grant.target).or_insert_with(|| {
                 let row = rows_by_id.get(&grant.target)?;
-                match self.target(row, &accounts, vault) {
+                match self.target(row, &accounts, vault, before) {
                     Ok(target) => Some(Arc::new(target)),
                     Err(problem) => {
                         tracing::warn!(
@@ -72,13 +86,17 @@ impl Compiler {
             }
         }
         let mut agents = HashMap::with_capacity(rows.keys.len());
+        let mut limits = HashMap::new();
         for key in rows.keys {
+            let limit = self.limit(key.id, key.rate_limit, before);
+            limits.extend(limit.clone().map(|limit| (key.id, limit)));
             let agent = Arc::new(Agent {
                 key: key.id,
                 organization: key.organization,
                 name: key.name.into(),
                 expires_at: key.expires_at,
                 allowed_ips: key.allowed_ips,
+                limit,
                 grants: grants.remove(&key.id).unwrap_or_default(),
             });
             if let Some((hash, until)) = key.previous {
@@ -87,7 +105,14 @@ impl Compiler {
             }
             agents.insert(key.hash, Candidate { agent, until: key.expires_at });
         }
-        Policy { revision: rows.revision, agents }
+        let rooms = targets.into_values().flatten().filter_map(|target| Some((target.id, target.room.clone()?)));
+        Policy { revision: rows.revision, agents, limits, rooms: rooms.collect() }
+    }
+
+    fn limit(&self, key: KeyId, own: Option<RateLimit>, before: &Policy) -> Option<Arc<KeyLimit>> {
+        let numbers = own.or(self.per_key)?;
+        let same = before.limits.get(&key).filter(|limit| limit.has(numbers));
+        Some(same.map_or_else(|| Arc::new(KeyLimit::new(numbers, &self.clock)), Arc::clone))
     }
 
     fn target(
@@ -95,9 +120,10 @@ impl Compiler {
         row: &PolicyTarget,
         accounts: &HashMap<AccountId, &PolicyAccount>,
         vault: &Vault,
+        before: &Policy,
     ) -> anyhow::Result<Target> {
-        let mut tls = None;
-        let (base, fence, credential, kind, transport) = match &row.kind {
+        let (mut tls, mut secret) = (None, false);
+        let (base, fence, credential, kind, protection, transport) = match &row.kind {
             store::TargetKind::Managed { account, provider, capability } => {
                 let (provider, fences) =
                     self.providers.get(provider).with_context(|| format!("no provider `{provider}` in the catalog"))?;
@@ -115,10 +141,11 @@ impl Compiler {
                     capability: capability.as_str().into(),
                     captures: data.captures.clone(),
                 };
-                (Base::parse(&url)?, fence, credential, kind, slice.transport)
+                (Base::parse(&url)?, fence, credential, kind, slice.protection, slice.transport)
             }
-            store::TargetKind::Static { base_url, credential, fence, transport, .. } => {
-                let injection = match credential {
+            store::TargetKind::Static { base_url, credential: sealed, fence, protection, transport, .. } => {
+                secret = sealed.is_some();
+                let injection = match sealed {
                     Some(sealed) => {
                         let row = row.id.to_string();
                         credential::injection(&credential::unseal(vault, &row, sealed)?)?
@@ -127,18 +154,30 @@ impl Compiler {
                 };
                 let fence = Arc::new(open_fence(fence)?);
                 let credential = Credential::Ready(Arc::new(injection));
-                (Base::parse(base_url)?, fence, credential, TargetKind::Static, *transport)
+                (Base::parse(base_url)?, fence, credential, TargetKind::Static, *protection, *transport)
             }
             store::TargetKind::System => {
                 let system = self.system.get(&row.slug).context("not in gateway.toml any more")?;
                 let credential = Credential::Ready(Arc::clone(&system.injection));
                 tls.clone_from(&system.tls);
-                (system.base.clone(), Arc::clone(&system.fence), credential, TargetKind::System, system.transport)
+                secret = system.secret;
+                let (base, fence) = (system.base.clone(), Arc::clone(&system.fence));
+                (base, fence, credential, TargetKind::System, system.protection, system.transport)
             }
         };
         let (slug, name) = (row.slug.as_str().into(), row.name.as_str().into());
-        Ok(Target { id: row.id, slug, name, base, fence, credential, kind, transport, tls, changed: row.updated_at })
+        let room = room(row.id, protection, before);
+        let reflect_guard = protection.reflect_guard.unwrap_or(secret);
+        let (id, changed) = (row.id, row.updated_at);
+        Ok(Target { id, slug, name, base, fence, credential, kind, room, reflect_guard, transport, tls, changed })
     }
+}
+
+/// The one that the target had before, while it takes as many.
+fn room(target: TargetId, protection: Protection, before: &Policy) -> Option<Arc<Room>> {
+    let concurrency = protection.concurrency?;
+    let same = before.rooms.get(&target).filter(|room| room.has(concurrency));
+    Some(same.map_or_else(|| Arc::new(Room::new(concurrency)), Arc::clone))
 }
 
 fn with_fences(provider: &Arc<Provider>) -> (Arc<Provider>, Fences) {
@@ -170,6 +209,8 @@ fn compile_system(target: &SystemTarget) -> anyhow::Result<System> {
         base: Base::parse(&target.base_url).context("base_url")?,
         fence: Arc::new(open_fence(&target.fence).context("fence")?),
         injection: Arc::new(credential::injection(&target.credential).context("credential")?),
+        protection: target.protection,
+        secret: !matches!(target.credential, StaticCredential::None),
         transport: target.transport,
         tls: target.tls.as_ref().map(compile_tls).transpose()?,
     })

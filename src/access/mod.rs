@@ -5,12 +5,14 @@ mod acts;
 mod compile;
 mod credential;
 mod keys;
+mod limits;
 mod policy;
 mod spread;
 mod targets;
 
 pub use acts::{AccessError, KeyChange, NewKey};
 pub use keys::{AgentKey, KeyError};
+pub use limits::{Limited, NoRoom, Room};
 pub use policy::{Agent, Caller, Credential, Fence, Grant, Policy, Reject, Target, TargetKind, Verdict};
 pub use spread::Stale;
 pub use targets::{NewTarget, TargetChange};
@@ -25,7 +27,7 @@ use tokio::sync::watch;
 
 use crate::catalog::Catalog;
 use crate::clock::Clock;
-use crate::config::SystemTarget;
+use crate::config::{RateLimit, SystemTarget};
 use crate::store::Store;
 use crate::vault::Vault;
 
@@ -54,9 +56,10 @@ impl Access {
         catalog: &Catalog,
         clock: Clock,
         system: BTreeMap<String, SystemTarget>,
+        per_key: Option<RateLimit>,
         max_stale: Duration,
     ) -> anyhow::Result<Arc<Self>> {
-        let compiler = compile::Compiler::new(catalog, &system)?;
+        let compiler = compile::Compiler::new(catalog, &system, per_key, clock.clone())?;
         let slugs: Vec<_> = system.iter().map(|(slug, target)| (slug.clone(), target.name.clone())).collect();
         store
             .sync_system_targets(&slugs, clock.now())
@@ -90,7 +93,7 @@ impl Access {
     pub async fn reload(&self) -> anyhow::Result<()> {
         let _one = self.reload.lock().await;
         let rows = self.store.policy().await.context("reading the policy")?;
-        let policy = self.compiler.compile(rows, &self.vault);
+        let policy = self.compiler.compile(rows, &self.vault, &self.policy.load());
         let revision = policy.revision();
         self.policy.store(Arc::new(policy));
         self.revisions.send_replace(revision);

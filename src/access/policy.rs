@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use http::Method;
 use ipnet::IpNet;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::catalog::{Base, Inject, Injection, Patterns, Provider};
 use crate::clock::Timestamp;
@@ -15,11 +16,17 @@ use crate::ids::{AccountId, KeyId, OrgId, TargetId};
 use crate::net::ClientTls;
 use crate::store::{Captures, GrantAccess};
 
+use super::limits::{KeyLimit, Limited, Room};
+
 /// Everything that decides a request.
 #[derive(Default)]
 pub struct Policy {
     pub(super) revision: i64,
     pub(super) agents: HashMap<[u8; 32], Candidate>,
+    /// Of keys that have any, for the view after this one.
+    pub(super) limits: HashMap<KeyId, Arc<KeyLimit>>,
+    /// Of targets that take only so much, for the view after this one.
+    pub(super) rooms: HashMap<TargetId, Arc<Room>>,
 }
 
 /// An agent behind one of its hashes: the current one, or one in its grace after a rotation.
@@ -40,6 +47,7 @@ pub struct Agent {
     pub expires_at: Option<Timestamp>,
     /// Addresses it may come from; empty: any.
     pub allowed_ips: Vec<IpNet>,
+    pub(super) limit: Option<Arc<KeyLimit>>,
     pub(super) grants: HashMap<Box<str>, Granted>,
 }
 
@@ -64,6 +72,10 @@ pub struct Target {
     pub credential: Credential,
     /// Where it comes from.
     pub kind: TargetKind,
+    /// How much it takes at once; `None`: anything.
+    pub room: Option<Arc<Room>>,
+    /// Whether what goes into a request is hidden in the body of its answer.
+    pub reflect_guard: bool,
     /// How it is spoken to.
     pub transport: Transport,
     /// Trust and identity, where the target has its own.
@@ -259,6 +271,15 @@ impl Policy {
 }
 
 impl Agent {
+    /// Counts one request against the key's limits. What it answers is to be kept until the answer's last byte is gone:
+    /// it takes up one of the key's places.
+    ///
+    /// # Errors
+    /// [`Limited`].
+    pub fn admit(&self) -> Result<Option<OwnedSemaphorePermit>, Limited> {
+        self.limit.as_ref().map_or(Ok(None), |limit| limit.admit())
+    }
+
     /// What this agent may use, by slug.
     #[must_use]
     pub fn targets(&self) -> Vec<(&Arc<Target>, GrantAccess)> {

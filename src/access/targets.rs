@@ -1,10 +1,12 @@
 //! The acts that change static targets. Managed ones come and go with their account, system ones with `gateway.toml`.
 
+use std::num::NonZeroU32;
+
 use serde_json::json;
 
 use crate::audit::Actor;
 use crate::catalog::Base;
-use crate::config::{StaticCredential, Transport};
+use crate::config::{Protection, StaticCredential, Transport};
 use crate::ids::{OrgId, TargetId};
 use crate::store::{self, TargetKind, TargetRow};
 
@@ -23,6 +25,8 @@ pub struct NewTarget {
     pub credential: StaticCredential,
     /// Patterns; empty: `/**`.
     pub fence: Vec<String>,
+    /// How it is looked after.
+    pub protection: Protection,
     /// How it is spoken to.
     pub transport: Transport,
 }
@@ -38,6 +42,10 @@ pub struct TargetChange {
     pub credential: Option<StaticCredential>,
     /// New fence.
     pub fence: Option<Vec<String>>,
+    /// New number of requests at once (`Some(None)`: any).
+    pub concurrency: Option<Option<NonZeroU32>>,
+    /// Whether its secret is hidden in the bodies of answers.
+    pub reflect_guard: Option<bool>,
     /// Whether HTTP/2 is not offered.
     pub http1_only: Option<bool>,
     /// Whether WebSocket handshakes are forwarded.
@@ -52,6 +60,15 @@ fn checked_fence(fence: &[String]) -> Result<Vec<String>, AccessError> {
     compile::open_fence(fence)
         .map(|fence| fence.inside_text)
         .map_err(|problem| AccessError::BadRequest(format!("fence: {problem}")))
+}
+
+fn checked_protection(protection: Protection) -> Result<Protection, AccessError> {
+    let range = Protection::CONCURRENCY;
+    if protection.concurrency.is_some_and(|concurrency| !range.contains(&concurrency.get())) {
+        let why = format!("concurrency: a number from {} to {} is wanted", range.start(), range.end());
+        return Err(AccessError::BadRequest(why));
+    }
+    Ok(protection)
 }
 
 fn checked_credential(credential: &StaticCredential) -> Result<(), AccessError> {
@@ -83,6 +100,7 @@ impl Access {
                 credential_kind: credential::kind(&new.credential).to_owned(),
                 credential: credential::seal(&self.vault, &id.to_string(), &new.credential)?,
                 fence: checked_fence(&new.fence)?,
+                protection: checked_protection(new.protection)?,
                 transport: new.transport,
             },
             created_at: now,
@@ -118,7 +136,9 @@ impl Access {
     ) -> Result<TargetRow, AccessError> {
         let mut target = self.static_target(org, slug).await?;
         let id = target.id.to_string();
-        let TargetKind::Static { base_url, credential_kind, credential, fence, transport } = &mut target.kind else {
+        let TargetKind::Static { base_url, credential_kind, credential, fence, protection, transport } =
+            &mut target.kind
+        else {
             return Err(AccessError::ManagedTarget);
         };
         let mut changed = Vec::new();
@@ -140,6 +160,14 @@ impl Access {
         if let Some(new) = change.fence {
             *fence = checked_fence(&new)?;
             changed.push("fence");
+        }
+        if let Some(concurrency) = change.concurrency {
+            *protection = checked_protection(Protection { concurrency, ..*protection })?;
+            changed.push("concurrency");
+        }
+        if let Some(reflect_guard) = change.reflect_guard {
+            protection.reflect_guard = Some(reflect_guard);
+            changed.push("reflect_guard");
         }
         if let Some(http1_only) = change.http1_only {
             transport.http1_only = http1_only;

@@ -13,6 +13,7 @@ use utoipa_axum::routes;
 
 use crate::access::{AgentKey, KeyChange, NewKey};
 use crate::clock::Timestamp;
+use crate::config::RateLimit;
 use crate::ids::KeyId;
 use crate::store::KeyRow;
 
@@ -48,8 +49,8 @@ struct KeyView {
     /// Addresses it may come from; empty: any.
     #[schema(value_type = Vec<String>)]
     allowed_ips: Vec<IpNet>,
-    /// Always `null`: limits by key are not there yet.
-    rate_limit: Option<serde_json::Value>,
+    /// What it may use up; `null`: what `[proxy.limits.per_key]` says.
+    rate_limit: Option<RateLimit>,
     /// Made at.
     created_at: Timestamp,
     /// Last seen, to the minute.
@@ -91,8 +92,8 @@ struct NewKeyBody {
     /// Networks (`10.0.0.0/8`) and addresses it may come from; default any.
     #[serde(default)]
     allowed_ips: Vec<String>,
-    /// `null` only: limits by key are not there yet.
-    rate_limit: Option<serde_json::Value>,
+    /// What it may use up; default what `[proxy.limits.per_key]` says.
+    rate_limit: Option<RateLimit>,
 }
 
 /// Changes to a key; what is absent stays.
@@ -108,8 +109,10 @@ struct KeyChangeBody {
     expires_at: Option<Option<Timestamp>>,
     /// Networks and addresses it may come from; empty: any.
     allowed_ips: Option<Vec<String>>,
-    /// `null` only: limits by key are not there yet.
-    rate_limit: Option<serde_json::Value>,
+    /// What it may use up; `null`: what `[proxy.limits.per_key]` says.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<RateLimit>)]
+    rate_limit: Option<Option<RateLimit>>,
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -149,8 +152,12 @@ async fn create_key(
     Query(Nothing {}): Query<Nothing>,
     Body(body): Body<NewKeyBody>,
 ) -> Result<(StatusCode, Json<MadeKey>), ApiError> {
-    refuse_rate_limit(body.rate_limit.as_ref())?;
-    let new = NewKey { name: body.name, expires_at: body.expires_at, allowed_ips: networks(&body.allowed_ips)? };
+    let new = NewKey {
+        name: body.name,
+        expires_at: body.expires_at,
+        allowed_ips: networks(&body.allowed_ips)?,
+        rate_limit: body.rate_limit,
+    };
     let made = state.access.create_key(scope.org, new, &scope.actor()).await?;
     Ok((StatusCode::CREATED, Json(show_made(made, state.clock.now()))))
 }
@@ -193,11 +200,11 @@ async fn update_key(
     Query(Nothing {}): Query<Nothing>,
     Body(body): Body<KeyChangeBody>,
 ) -> Result<Json<KeyView>, ApiError> {
-    refuse_rate_limit(body.rate_limit.as_ref())?;
     let change = KeyChange {
         name: body.name,
         expires_at: body.expires_at,
         allowed_ips: body.allowed_ips.as_deref().map(networks).transpose()?,
+        rate_limit: body.rate_limit,
     };
     let row = state.access.update_key(scope.org, id, change, &scope.actor()).await?;
     Ok(Json(show(row, state.clock.now())))
@@ -259,7 +266,7 @@ fn show(row: KeyRow, now: Timestamp) -> KeyView {
         status,
         expires_at: row.expires_at,
         allowed_ips: row.allowed_ips,
-        rate_limit: None,
+        rate_limit: row.rate_limit,
         created_at: row.created_at,
         last_used_at: row.last_used_at,
         revoked_at: row.revoked_at,
@@ -268,14 +275,6 @@ fn show(row: KeyRow, now: Timestamp) -> KeyView {
 
 fn show_made((row, key): (KeyRow, AgentKey), now: Timestamp) -> MadeKey {
     MadeKey { key: key.expose().to_owned(), record: show(row, now) }
-}
-
-fn refuse_rate_limit(limit: Option<&serde_json::Value>) -> Result<(), ApiError> {
-    match limit {
-        None => Ok(()),
-        Some(_) => Err(ApiError::bad_request("body `rate_limit`: only `null` can be set")
-            .hint("not_supported: keys have no limits of their own yet; leave `rate_limit` out.")),
-    }
 }
 
 /// Networks, and single addresses for convenience.
@@ -324,6 +323,7 @@ mod tests {
             prefix: "kw_abc…".into(),
             expires_at: None,
             allowed_ips: vec!["10.0.0.0/8".parse().unwrap()],
+            rate_limit: None,
             previous: None,
             created_at: Timestamp::from_millis(0),
             last_used_at: None,
@@ -359,13 +359,16 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_limit_is_refused_in_clear_words() {
-        let body: NewKeyBody =
-            read_json(br#"{"name":"a","expires_at":null,"allowed_ips":[],"rate_limit":null}"#).unwrap();
-        assert!(refuse_rate_limit(body.rate_limit.as_ref()).is_ok());
+    fn a_rate_limit_is_read_shown_and_taken_away() {
         let body: NewKeyBody = read_json(br#"{"name":"a","rate_limit":{"requests":5}}"#).unwrap();
-        let error = refuse_rate_limit(body.rate_limit.as_ref()).unwrap_err();
-        assert!(error.status == 400 && error.hint.unwrap().starts_with("not_supported"));
+        let view = show(KeyRow { rate_limit: body.rate_limit, ..row() }, Timestamp::from_millis(0));
+        assert_eq!(serde_json::to_value(view).unwrap()["rate_limit"], serde_json::json!({"requests": 5, "per": "1m"}));
+        let read = |json: &str| read_json::<KeyChangeBody>(json.as_bytes()).unwrap().rate_limit;
+        assert_eq!(read("{}"), None);
+        assert_eq!(read(r#"{"rate_limit":null}"#), Some(None));
+        assert!(read(r#"{"rate_limit":{"concurrent":2}}"#).is_some_and(|limit| limit.is_some()));
+        let Err(error) = read_json::<NewKeyBody>(br#"{"name":"a","rate_limit":{"requests":0}}"#) else { panic!() };
+        assert!(error.status == 400 && error.message.contains("rate_limit"), "{}", error.message);
     }
 
     #[test]

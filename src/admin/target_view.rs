@@ -2,13 +2,14 @@
 //! and `gateway.toml`. Never its secret.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::catalog::Provider;
 use crate::clock::Timestamp;
-use crate::config::{StaticCredential, Transport};
+use crate::config::{Protection, StaticCredential, Transport};
 use crate::ids::{AccountId, OrgId};
 use crate::store::{Captures, TargetKind, TargetRow};
 
@@ -31,6 +32,11 @@ pub(super) struct TargetView {
     credential: CredentialView,
     /// What may be reached at all: `GET /me/**`.
     fence: Vec<String>,
+    /// Requests at once, from one instance; `null`: any number.
+    #[schema(value_type = Option<u32>)]
+    concurrency: Option<NonZeroU32>,
+    /// Its secret is hidden in the bodies of answers.
+    reflect_guard: bool,
     /// HTTP/2 is not offered to it.
     http1_only: bool,
     /// WebSocket handshakes are forwarded.
@@ -51,6 +57,12 @@ pub(super) struct TargetView {
 }
 
 impl TargetView {
+    /// `secret`: there is one of the operator's own, which is guarded unless that is switched off.
+    fn protected(&mut self, protection: Protection, secret: bool) {
+        self.concurrency = protection.concurrency;
+        self.reflect_guard = protection.reflect_guard.unwrap_or(secret);
+    }
+
     fn transport(&mut self, transport: Transport) {
         self.http1_only = transport.http1_only;
         self.websocket = transport.websocket;
@@ -97,6 +109,8 @@ impl<'a> Shown<'a> {
             base_url: String::new(),
             credential: CredentialView { kind: String::new() },
             fence: Vec::new(),
+            concurrency: None,
+            reflect_guard: false,
             http1_only: false,
             websocket: false,
             account_id: None,
@@ -106,11 +120,12 @@ impl<'a> Shown<'a> {
             updated_at: row.updated_at,
         };
         match row.kind {
-            TargetKind::Static { base_url, credential_kind, fence, transport, .. } => {
+            TargetKind::Static { base_url, credential_kind, credential, fence, protection, transport } => {
                 view.transport(transport);
                 view.base_url = base_url;
                 view.credential.kind = credential_kind;
                 view.fence = fence;
+                view.protected(protection, credential.is_some());
             }
             TargetKind::System => {
                 view.kind = Kind::System;
@@ -119,6 +134,7 @@ impl<'a> Shown<'a> {
                     view.base_url.clone_from(&target.base_url);
                     view.credential.kind = kind_of(&target.credential).to_owned();
                     view.fence.clone_from(&target.fence);
+                    view.protected(target.protection, !matches!(target.credential, StaticCredential::None));
                     view.transport(target.transport);
                 }
             }
@@ -130,6 +146,7 @@ impl<'a> Shown<'a> {
                 if let Some((provider, known)) = known.and_then(|p| Some((p, p.capabilities.get(&capability)?))) {
                     view.base_url = self.filled(provider, &known.base_url, account).await?;
                     view.fence.clone_from(&known.fence_text);
+                    view.protected(known.protection, false);
                     view.transport(known.transport);
                 }
                 view.account_id = Some(account);

@@ -1,6 +1,7 @@
 //! Targets: what agents address. Static ones are made here; managed and system ones are shown and can't be changed.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use axum::Json;
 use axum::extract::State;
@@ -11,12 +12,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::access::{NewTarget, TargetChange};
-use crate::config::{StaticCredential, Transport};
+use crate::config::{Protection, StaticCredential, Transport};
 use crate::secret::Secret;
 
 use super::AdminState;
 use super::error::{ApiError, ErrorBody};
-use super::extract::{Body, Nothing, Query, Scope, Slug};
+use super::extract::{Body, Nothing, Query, Scope, Slug, nullable};
 use super::list::{List, PageQuery};
 use super::openapi::Refusals;
 use super::target_view::{Shown, TargetView};
@@ -46,6 +47,11 @@ struct NewTargetBody {
     /// Patterns `[METHOD ]/path`; default `/**`.
     #[serde(default)]
     fence: Vec<String>,
+    /// Requests at once, from one instance, 1 to 10,000; what is more waits its turn. Default any number.
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 10_000)]
+    concurrency: Option<NonZeroU32>,
+    /// Whether its secret is hidden in the bodies of answers; default when it has one.
+    reflect_guard: Option<bool>,
     /// HTTP/2 is not offered to it.
     #[serde(default)]
     http1_only: bool,
@@ -67,6 +73,12 @@ struct TargetChangeBody {
     credential: Option<CredentialBody>,
     /// Patterns `[METHOD ]/path`.
     fence: Option<Vec<String>>,
+    /// Requests at once, from one instance, 1 to 10,000; `null`: any number.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 10_000)]
+    concurrency: Option<Option<NonZeroU32>>,
+    /// Whether its secret is hidden in the bodies of answers.
+    reflect_guard: Option<bool>,
     /// HTTP/2 is not offered to it.
     http1_only: Option<bool>,
     /// WebSocket handshakes are forwarded.
@@ -171,6 +183,7 @@ async fn create_target(
         base_url: body.base_url,
         credential: body.credential.into(),
         fence: body.fence,
+        protection: Protection { concurrency: body.concurrency, reflect_guard: body.reflect_guard },
         transport: Transport { http1_only: body.http1_only, websocket: body.websocket },
     };
     let row = state.access.create_target(scope.org, new, &scope.actor()).await?;
@@ -221,6 +234,8 @@ async fn update_target(
         base_url: body.base_url,
         credential: body.credential.map(StaticCredential::from),
         fence: body.fence,
+        concurrency: body.concurrency,
+        reflect_guard: body.reflect_guard,
         http1_only: body.http1_only,
         websocket: body.websocket,
     };

@@ -127,7 +127,7 @@ async fn prepare(
     let org = app.store().organization("default").await?.context("the default organization is missing")?;
     let connected = connect(app, &org, PEOPLE[0]).await?;
     let expires_at = None;
-    let new = NewKey { name: "dev".to_owned(), expires_at, allowed_ips: Vec::new() };
+    let new = NewKey { name: "dev".to_owned(), expires_at, allowed_ips: Vec::new(), rate_limit: None };
     let (key, secret) = app.access().create_key(org.id, new, &Actor::System).await?;
     for target in &connected.account.targets {
         app.access().put_grant(org.id, key.id, &target.slug, GrantAccess::Write, &Actor::System).await?;

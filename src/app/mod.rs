@@ -81,6 +81,7 @@ impl App {
             &catalog,
             clock.clone(),
             std::mem::take(&mut config.targets),
+            config.proxy.limits.per_key,
             config.max_stale,
         )
         .await?;
@@ -129,6 +130,7 @@ impl App {
             clock: clock.clone(),
             limits: config.proxy.limits.clone(),
             timeouts: config.proxy.timeouts.clone(),
+            workers: config.proxy.workers,
             public_url: proxy_url.clone(),
             admin_url: admin_url.clone(),
             ready: Arc::clone(&ready),

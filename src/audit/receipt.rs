@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use http::{Method, StatusCode};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::OwnedPermit;
 
 use crate::clock::Timestamp;
@@ -24,6 +25,8 @@ pub struct Receipt {
     /// The place in the queue; `None` once closed, or when records are being dropped by configuration.
     place: Option<OwnedPermit<Message>>,
     entry: Entry,
+    /// What the request takes up of something, until the end. Most hold nothing.
+    held: Vec<OwnedSemaphorePermit>,
 }
 
 /// What a receipt knows; turned into a row by the writer, off the hot path.
@@ -66,7 +69,7 @@ impl Receipt {
             bytes_out: 0,
             finished: false,
         };
-        Self { audit, place, entry }
+        Self { audit, place, entry, held: Vec::new() }
     }
 
     /// The request's id.
@@ -90,6 +93,11 @@ impl Receipt {
     /// The account that it uses.
     pub fn account(&mut self, account: AccountId) {
         self.entry.account = Some(account);
+    }
+
+    /// Takes a permit along: it is given back when the receipt closes.
+    pub fn hold(&mut self, permit: OwnedSemaphorePermit) {
+        self.held.push(permit);
     }
 
     /// Puts a call that may change something on record, before it leaves. After this the record survives a crash; until

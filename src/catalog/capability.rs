@@ -1,8 +1,10 @@
 //! `[capabilities.<id>]` → [`Capability`]: base URL, presets, fence, and what is told to a model.
 
+use std::num::NonZeroU32;
+
 use http::Method;
 
-use crate::config::Transport;
+use crate::config::{Protection, Transport};
 
 use super::check::scopes;
 use super::keys::Keys;
@@ -27,6 +29,10 @@ pub(super) fn capability(id: &str, mut keys: Keys<'_>, names: &Names<'_>) -> Cap
     }
     let read_text = keys.texts("read").unwrap_or_else(|| vec!["GET /**".into(), "HEAD /**".into()]);
     let read = patterns(&keys, "read", &read_text);
+    let protection = Protection {
+        concurrency: keys.number("concurrency", Protection::CONCURRENCY).and_then(NonZeroU32::new),
+        reflect_guard: keys.flag("reflect_guard"),
+    };
     let transport = Transport {
         http1_only: keys.flag("http1_only").unwrap_or(false),
         websocket: keys.flag("websocket").unwrap_or(false),
@@ -60,6 +66,7 @@ pub(super) fn capability(id: &str, mut keys: Keys<'_>, names: &Names<'_>) -> Cap
         fence_text,
         read,
         read_text,
+        protection,
         transport,
         ask,
         hint,

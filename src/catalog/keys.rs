@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use toml::{Table, Value};
@@ -186,6 +187,16 @@ impl<'a> Keys<'a> {
             self.bad(key, "must be true or false");
         }
         flag
+    }
+
+    /// A whole number.
+    pub(super) fn number(&mut self, key: &'static str, range: RangeInclusive<u32>) -> Option<u32> {
+        let number = self.take(key)?.as_integer().and_then(|number| u32::try_from(number).ok());
+        let number = number.filter(|number| range.contains(number));
+        if number.is_none() {
+            self.bad(key, format!("must be a number from {} to {}", range.start(), range.end()));
+        }
+        number
     }
 
     /// One of a few words.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::config::Transport;
+use crate::config::{Protection, Transport};
 use crate::secret::Secret;
 
 use super::template::{self, Part, Place};
@@ -193,6 +193,8 @@ pub struct Capability {
     pub read: Patterns,
     /// As written, for bootstrap.
     pub read_text: Vec<String>,
+    /// `concurrency`, `reflect_guard`.
+    pub protection: Protection,
     /// `http1_only`, `websocket`.
     pub transport: Transport,
     /// Rules that a dashboard offers: requests a person should be asked about.

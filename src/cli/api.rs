@@ -97,6 +97,10 @@ impl Api {
     }
 
     /// Takes something away.
+    pub async fn patch(&self, path: &[&str], body: Value) -> anyhow::Result<Value> {
+        self.call(Method::PATCH, path, &[], Some(body)).await
+    }
+
     pub async fn delete(&self, path: &[&str], query: &[(&str, &str)]) -> anyhow::Result<Value> {
         self.call(Method::DELETE, path, query, None).await
     }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 use ipnet::IpNet;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use keyward::clock::{Clock, Timestamp};
-use keyward::config::parse_duration;
+use keyward::config::{RateLimit, parse_duration};
 
 use super::api::ApiArgs;
 use super::output::{self, Column};
@@ -48,6 +48,22 @@ enum KeyCommand {
         /// Address or range that it may come from; may be given several times
         #[arg(long = "allow-ip", value_name = "RANGE", value_parser = range)]
         allowed_ips: Vec<IpNet>,
+        #[command(flatten)]
+        limits: LimitArgs,
+    },
+    /// Change a key; what is not named stays
+    #[command(group = ArgGroup::new("change").args(["name", "requests", "concurrent", "no_limits"]).required(true).multiple(true))]
+    Update {
+        /// The key's id
+        id: String,
+        /// What it is for
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        limits: LimitArgs,
+        /// Take its own limits away; those of the gateway's configuration count
+        #[arg(long, conflicts_with_all = ["requests", "per", "concurrent"])]
+        no_limits: bool,
     },
     /// Revoke a key
     Revoke {
@@ -64,15 +80,50 @@ enum KeyCommand {
     },
 }
 
+/// What a key may use up, on each instance of the gateway.
+#[derive(Debug, clap::Args)]
+struct LimitArgs {
+    /// Requests in the time of --per, all of which may come at once
+    #[arg(long, value_name = "NUMBER")]
+    requests: Option<u32>,
+    /// What --requests are counted by, 1s to 1d; without it a minute
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "requests")]
+    per: Option<Duration>,
+    /// Requests at once
+    #[arg(long, value_name = "NUMBER")]
+    concurrent: Option<u32>,
+}
+
+impl LimitArgs {
+    /// `None` when nothing is limited.
+    fn read(&self) -> anyhow::Result<Option<RateLimit>> {
+        if self.requests.is_none() && self.concurrent.is_none() {
+            return Ok(None);
+        }
+        RateLimit::new(self.requests, self.per, self.concurrent).map(Some).map_err(anyhow::Error::msg)
+    }
+}
+
 pub async fn run(args: KeyArgs) -> anyhow::Result<()> {
     let api = args.api.open()?;
     let json = args.api.json;
     match args.command {
         KeyCommand::List => output::list(&api.list(&["keys"], &[], usize::MAX).await?, &COLUMNS, json),
-        KeyCommand::Create { name, expires_in, expires_at, allowed_ips } => {
+        KeyCommand::Create { name, expires_in, expires_at, allowed_ips, limits } => {
             let expires_at = expires_at.or(expires_in.map(|span| Clock::system().now().after(span)));
-            let body = json!({"name": name, "expires_at": expires_at, "allowed_ips": allowed_ips});
+            let limit = limits.read()?;
+            let body = json!({"name": name, "expires_at": expires_at, "allowed_ips": allowed_ips, "rate_limit": limit});
             show(&api.post(&["keys"], &[], Some(body)).await?, json)
+        }
+        KeyCommand::Update { id, name, limits, no_limits } => {
+            let mut body = serde_json::Map::new();
+            body.extend(name.map(|name| ("name".to_owned(), Value::from(name))));
+            let limit = limits.read()?;
+            if limit.is_some() || no_limits {
+                body.insert("rate_limit".to_owned(), json!(limit));
+            }
+            let key = api.patch(&["keys", &id], body.into()).await?;
+            output::record(&key, &[("id", "/id"), ("name", "/name"), ("limits", "/rate_limit")], json)
         }
         KeyCommand::Revoke { id } => {
             api.delete(&["keys", &id], &[]).await?;

@@ -48,6 +48,12 @@ struct CreateArgs {
     /// What may be reached, as in "GET /v1/**"; may be given several times; without it everything
     #[arg(long, value_name = "PATTERN")]
     fence: Vec<String>,
+    /// Requests at once, from one instance of the gateway; what is more waits its turn
+    #[arg(long, value_name = "NUMBER")]
+    concurrency: Option<u32>,
+    /// Let answers repeat the secret; without it, it is hidden in their bodies
+    #[arg(long)]
+    no_reflect_guard: bool,
     /// Do not offer HTTP/2 to it
     #[arg(long)]
     http1_only: bool,
@@ -98,6 +104,8 @@ impl CreateArgs {
             "base_url": self.base_url,
             "credential": self.credential(env)?,
             "fence": fence,
+            "concurrency": self.concurrency,
+            "reflect_guard": self.no_reflect_guard.then_some(false),
             "http1_only": self.http1_only,
             "websocket": self.websocket,
         }))

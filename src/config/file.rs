@@ -15,12 +15,12 @@ use url::Url;
 use crate::secret::Secret;
 
 use super::document::{Document, Section};
-use super::targets;
 use super::units::{parse_duration, parse_size};
 use super::{
-    Admin, Audit, Config, Egress, Env, EnvError, Limits, Log, LogFormat, OnFull, Proxy, Refresh, Stopping, StoreUrl,
-    Timeouts, TlsFiles,
+    Admin, Audit, Config, Egress, Env, EnvError, Limits, Log, LogFormat, OnFull, Proxy, RateLimit, Refresh, Stopping,
+    StoreUrl, Timeouts, TlsFiles,
 };
+use super::{rate, targets};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -129,7 +129,11 @@ fn proxy(section: Section<'_>, around: &Around<'_>) -> Proxy {
             head: size(&limits, "head", 8 << 10..=1 << 20).unwrap_or(32 << 10),
             headers: limits.number("headers", 10..=1000).unwrap_or(100),
             request_body: limits.text("request_body", or_none(parse_size)).unwrap_or(Some(1 << 30)),
+            request_body_rate: limits.text("request_body_rate", or_none(parse_size)).unwrap_or(Some(100)),
             connections: limits.number("connections", 1..=1_000_000).unwrap_or(10_000),
+            // Fewer than the audit trail has places for, or a full load would wait there instead of being refused.
+            requests: limits.number("requests", 1..=16_000).unwrap_or(10_000),
+            per_key: per_key(limits.section("per_key")),
         },
         timeouts: Timeouts {
             connect: wait(&timeouts, "connect", 5 * SECOND),
@@ -137,12 +141,27 @@ fn proxy(section: Section<'_>, around: &Around<'_>) -> Proxy {
             head: wait(&timeouts, "head", 10 * SECOND),
             idle: wait(&timeouts, "idle", 60 * SECOND),
             total: timeouts.text("total", or_none(positive)).unwrap_or(None),
+            queue: wait(&timeouts, "queue", 5 * SECOND),
         },
     };
     limits.finish();
     timeouts.finish();
     section.finish();
     proxy
+}
+
+fn per_key(section: Section<'_>) -> Option<RateLimit> {
+    let number = |key: &str, range: RangeInclusive<u32>| {
+        let read = section.number(key, *range.start() as usize..=*range.end() as usize);
+        read.and_then(|number| u32::try_from(number).ok())
+    };
+    let (requests, concurrent) = (number("requests", rate::REQUESTS), number("concurrent", rate::CONCURRENT));
+    let per = section.text("per", rate::parse_per);
+    if section.has("per") && !section.has("requests") {
+        section.refuse("per", "says nothing without requests");
+    }
+    section.finish();
+    RateLimit::new(requests, per, concurrent).ok()
 }
 
 fn admin(section: Section<'_>, around: &mut Around<'_>) -> Admin {

@@ -6,6 +6,7 @@
 mod document;
 mod env;
 mod file;
+mod rate;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -14,11 +15,14 @@ mod units;
 pub use document::place_of;
 pub use env::{Env, EnvError};
 pub use file::ConfigError;
+pub use rate::{Rate, RateLimit};
 pub use units::{parse_duration, parse_size};
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -96,8 +100,14 @@ pub struct Limits {
     pub headers: usize,
     /// Bytes of a request body; `None`: any. Default 1 GiB.
     pub request_body: Option<u64>,
+    /// Bytes a second of a request body, at least, over `[proxy.timeouts] idle`; `None`: any trickle. Default 100.
+    pub request_body_rate: Option<u64>,
     /// Agent connections at once. Default 10,000.
     pub connections: usize,
+    /// Requests of agents under way at once; shared out evenly among the workers. Default 10,000.
+    pub requests: usize,
+    /// `[proxy.limits.per_key]`: of keys that have no limits of their own. Default none.
+    pub per_key: Option<RateLimit>,
 }
 
 /// `[proxy.timeouts]`.
@@ -113,6 +123,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// A whole exchange; `None`: no end. Default none.
     pub total: Option<Duration>,
+    /// For room at a target that takes only so many requests at once. Default 5 s.
+    pub queue: Duration,
 }
 
 /// `[admin]`.
@@ -237,6 +249,23 @@ pub enum LogFormat {
     Json,
 }
 
+/// How a target, and what is sent to it, is looked after.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Protection {
+    /// Requests at once; `None`: any number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<NonZeroU32>,
+    /// Whether its secret is hidden in the bodies of answers; `None`: as is usual for its kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reflect_guard: Option<bool>,
+}
+
+impl Protection {
+    /// What `concurrency` may be.
+    pub const CONCURRENCY: RangeInclusive<u32> = 1..=10_000;
+}
+
 /// How a target is spoken to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
@@ -267,6 +296,8 @@ pub struct SystemTarget {
     pub credential: StaticCredential,
     /// Patterns; default `/**`.
     pub fence: Vec<String>,
+    /// `concurrency`, `reflect_guard`.
+    pub protection: Protection,
     /// `http1_only`, `websocket`.
     pub transport: Transport,
     /// `ca_file`, `client_cert`, `client_key`.

@@ -1,6 +1,7 @@
 //! `[targets.<slug>]`: system targets and the credentials that the environment holds for them.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use http::{HeaderName, HeaderValue, header};
 use url::{Host, Url};
@@ -9,7 +10,7 @@ use crate::secret::Secret;
 
 use super::document::Section;
 use super::file::{Around, certificates, readable};
-use super::{StaticCredential, SystemTarget, TargetTls, TlsFiles, Transport};
+use super::{Protection, StaticCredential, SystemTarget, TargetTls, TlsFiles, Transport};
 
 /// Headers that frame the message or name its place.
 const NOT_CREDENTIALS: [HeaderName; 9] = [
@@ -40,6 +41,7 @@ pub(super) fn read(section: &Section<'_>, around: &Around<'_>) -> BTreeMap<Strin
             fence: target
                 .texts("fence", |text| not_empty(text).map(str::to_owned))
                 .unwrap_or_else(|| vec!["/**".to_owned()]),
+            protection: protection(&target),
             transport: Transport {
                 http1_only: target.flag("http1_only").unwrap_or(false),
                 websocket: target.flag("websocket").unwrap_or(false),
@@ -53,6 +55,15 @@ pub(super) fn read(section: &Section<'_>, around: &Around<'_>) -> BTreeMap<Strin
         targets.insert(slug, read);
     }
     targets
+}
+
+fn protection(target: &Section<'_>) -> Protection {
+    let range = Protection::CONCURRENCY;
+    let concurrency = target.number("concurrency", *range.start() as usize..=*range.end() as usize);
+    Protection {
+        concurrency: concurrency.and_then(|number| NonZeroU32::new(u32::try_from(number).ok()?)),
+        reflect_guard: target.flag("reflect_guard"),
+    }
 }
 
 fn tls(target: &Section<'_>, around: &Around<'_>) -> Option<TargetTls> {

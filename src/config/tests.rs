@@ -57,6 +57,12 @@ fn mistakes_are_told_with_line_and_key() {
         ("[proxy.timeouts]\nidle = \"0s\"", "gateway.toml:2:8: proxy.timeouts.idle: zero is not possible"),
         ("[proxy.timeouts]\nidle = 60", "gateway.toml:2:8: proxy.timeouts.idle: text is wanted, not a number"),
         ("[proxy.timeouts]\ntotal = \"x\"", "gateway.toml:2:9: proxy.timeouts.total: not a time: "),
+        ("[proxy.limits.per_key]\nrequests = 0", "gateway.toml:2:12: proxy.limits.per_key.requests: a number from 1"),
+        ("[proxy.limits.per_key]\nper = \"1m\"", "gateway.toml:2:7: proxy.limits.per_key.per: says nothing without"),
+        (
+            "[proxy.limits.per_key]\nrequests = 1\nper = \"2d\"",
+            "gateway.toml:3:7: proxy.limits.per_key.per: whole seconds from",
+        ),
         ("[admin]\nlisten = \"0.0.0.0:8081\"", "gateway.toml:2:10: admin.listen: this address is reachable from other"),
         ("[admin]\nlisten = \"127.0.0.1:8080\"", "gateway.toml:2:10: admin.listen: the agents' listener"),
         ("[admin]\ninsecure_http = \"yes\"", "gateway.toml:2:17: admin.insecure_http: true or false is wanted"),

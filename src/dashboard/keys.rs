@@ -11,6 +11,7 @@ use crate::access::{AccessError, AgentKey, NewKey};
 use crate::admin::AdminState;
 use crate::admin::auth::SignedIn;
 use crate::clock::Timestamp;
+use crate::config::RateLimit;
 use crate::ids::{KeyId, OrgId};
 use crate::store::{GrantAccess, KeyRow};
 
@@ -66,6 +67,7 @@ pub(super) struct KeyLine {
     pub last_used: Option<When>,
     pub expires: Option<When>,
     pub addresses: Vec<String>,
+    pub limits: Option<String>,
     pub old_until: Option<When>,
 }
 
@@ -99,6 +101,7 @@ impl KeyLine {
             last_used: row.last_used_at.map(when),
             expires: row.expires_at.map(when),
             addresses: row.allowed_ips.iter().map(ToString::to_string).collect(),
+            limits: row.rate_limit.map(|limit| limit.to_string()),
             old_until: row.previous.filter(|(_, until)| *until > now).map(|(_, until)| when(until)),
         }
     }
@@ -123,6 +126,7 @@ pub(super) async fn create(State(state): State<AdminState>, user: SignedIn, Post
         name: form.one("name").unwrap_or_default().to_owned(),
         expires_at: life(form.one("life"))?.map(|span| state.clock.now().after(span)),
         allowed_ips: addresses(&form.lines("addresses"))?,
+        rate_limit: limits(form.one("requests"), form.one("concurrent"))?,
     };
     let (row, key) = state.access.create_key(org, new, &user.actor).await?;
     Ok(reveal(&state, "Key created", &row, &key))
@@ -253,6 +257,17 @@ fn addresses(lines: &[&str]) -> Result<Vec<IpNet>, Problem> {
     lines.iter().map(|line| read(line).map_err(|_| wrong(line))).collect()
 }
 
+/// Requests a minute, and at once.
+fn limits(requests: Option<&str>, concurrent: Option<&str>) -> Result<Option<RateLimit>, Problem> {
+    if requests.is_none() && concurrent.is_none() {
+        return Ok(None);
+    }
+    let read = |text: Option<&str>| text.map(str::parse).transpose();
+    let numbers = read(requests).and_then(|requests| Ok((requests, read(concurrent)?)));
+    let (requests, concurrent) = numbers.map_err(|_| Problem::bad_request("A limit is a whole number."))?;
+    RateLimit::new(requests, None, concurrent).map(Some).map_err(Problem::bad_request)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,6 +278,17 @@ mod tests {
         assert_eq!(read[0].to_string(), "192.0.2.7/32");
         assert_eq!(read[1].to_string(), "2001:db8::/32");
         assert!(addresses(&["example.com"]).is_err());
+    }
+
+    #[test]
+    fn limits_are_whole_numbers_or_absent() {
+        assert_eq!(limits(None, None).unwrap(), None);
+        let read = limits(Some("600"), Some("10")).unwrap().unwrap();
+        assert_eq!(read.to_string(), "600 requests per 1m, 10 at once");
+        for (requests, concurrent) in [(Some("0"), None), (None, Some("many")), (Some("-1"), None), (Some("1e3"), None)]
+        {
+            assert!(limits(requests, concurrent).is_err(), "{requests:?} {concurrent:?}");
+        }
     }
 
     #[test]

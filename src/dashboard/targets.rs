@@ -8,7 +8,7 @@ use axum::extract::{Path, State};
 use crate::access::NewTarget;
 use crate::admin::AdminState;
 use crate::admin::auth::SignedIn;
-use crate::config::{StaticCredential, Transport};
+use crate::config::{Protection, StaticCredential, Transport};
 use crate::ids::{AccountId, OrgId};
 use crate::secret::Secret;
 use crate::store::{TargetKind, TargetRow};
@@ -77,6 +77,7 @@ pub(super) async fn create(State(state): State<AdminState>, user: SignedIn, Post
         base_url: form.one("base_url").unwrap_or_default().to_owned(),
         credential: credential(&form)?,
         fence: form.lines("fence").into_iter().map(str::to_owned).collect(),
+        protection: Protection::default(),
         transport: Transport::default(),
     };
     state.access.create_target(org, new, &user.actor).await?;

@@ -6,6 +6,7 @@ use askama::Template;
 
 use crate::accounts::AccountView;
 use crate::clock::Timestamp;
+use crate::config::RateLimit;
 use crate::ids::{AccountId, AuditId, FlowId, KeyId, OrgId};
 use crate::store::{AuditRow, KeyRow, Reason, Status, Validity};
 
@@ -80,6 +81,7 @@ fn key() -> KeyLine {
         prefix: "kw_Ab3xyz…".into(),
         expires_at: Some(NOW.after(std::time::Duration::from_secs(60))),
         allowed_ips: vec!["192.0.2.0/24".parse().unwrap()],
+        rate_limit: RateLimit::new(Some(600), None, Some(10)).ok(),
         previous: Some(([8; 32], NOW.after(std::time::Duration::from_secs(60)))),
         created_at: NOW,
         last_used_at: Some(NOW),

@@ -38,7 +38,7 @@ pub fn token_answer(data: &[u8]) {
                 let (life, usual) = (tokens.expires_in, provider.oauth.access_ttl);
                 assert!((Duration::from_secs(1)..=year).contains(&life) || life == usual, "{life:?}");
             }
-            Err(Error::Rejected { code, .. } | Error::Misconfigured { code }) => {
+            Err(Error::Rejected { code, .. } | Error::Misconfigured { code } | Error::Unknown { code }) => {
                 assert!((1..=64).contains(&code.len()), "{code:?}");
                 assert!(code.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'_')), "{code:?}");
                 assert!(!status.is_server_error() && !status.is_redirection(), "{status} is passing trouble");

@@ -7,11 +7,13 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::load::UnderWay;
+use super::reflect::Mask;
 use super::upstream::Lease;
 use crate::audit::Receipt;
 
 /// The body of every answer on the agent listener.
-pub struct ReplyBody(Kind);
+pub struct ReplyBody(Kind, Option<UnderWay>);
 
 enum Kind {
     Upstream(Streamed),
@@ -19,23 +21,33 @@ enum Kind {
 }
 
 impl ReplyBody {
-    pub(super) fn upstream(incoming: Incoming, lease: Lease, receipt: Receipt) -> Self {
-        Self(Kind::Upstream(Streamed { relay: Relay::new(incoming, lease), receipt }))
+    pub(super) fn upstream(incoming: Incoming, lease: Lease, mask: Option<Box<Mask>>, receipt: Receipt) -> Self {
+        Self(Kind::Upstream(Streamed { relay: Relay::new(incoming, lease), mask, receipt }), None)
     }
 
     /// Of Keyward's own making; without a receipt for answers that are nobody's business, such as health checks.
     pub(super) fn fixed(bytes: Bytes, receipt: Option<Receipt>) -> Self {
-        Self(Kind::Fixed(Fixed {
-            length: bytes.len() as u64,
-            bytes: Some(bytes).filter(|bytes| !bytes.is_empty()),
-            receipt,
-        }))
+        Self(
+            Kind::Fixed(Fixed {
+                length: bytes.len() as u64,
+                bytes: Some(bytes).filter(|bytes| !bytes.is_empty()),
+                receipt,
+            }),
+            None,
+        )
+    }
+
+    /// Counts its request as under way for as long as it lives.
+    pub(super) fn keep(&mut self, under_way: UnderWay) {
+        self.1 = Some(under_way);
     }
 }
 
 /// An upstream's body and the receipt that waits for its end.
 struct Streamed {
     relay: Relay,
+    /// Hides the request's secrets, where that is wanted.
+    mask: Option<Box<Mask>>,
     receipt: Receipt,
 }
 
@@ -169,14 +181,17 @@ impl Body for ReplyBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match &mut self.get_mut().0 {
-            Kind::Upstream(streamed) => Pin::new(&mut streamed.relay).poll_frame(cx),
+            Kind::Upstream(Streamed { relay, mask: None, .. }) => Pin::new(relay).poll_frame(cx),
+            Kind::Upstream(Streamed { relay, mask: Some(mask), .. }) => mask.poll(relay, cx),
             Kind::Fixed(fixed) => Poll::Ready(fixed.bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Upstream(streamed) => streamed.relay.is_end_stream(),
+            Kind::Upstream(streamed) => {
+                streamed.relay.is_end_stream() && streamed.mask.as_ref().is_none_or(|mask| mask.is_empty())
+            }
             Kind::Fixed(fixed) => fixed.bytes.is_none(),
         }
     }

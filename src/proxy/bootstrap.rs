@@ -84,14 +84,17 @@ struct Stored {
 impl Gateway {
     /// Answers `/bootstrap` and `/verify`.
     pub(super) async fn told(&self, request: Request<Incoming>, line: &Line) -> Response<ReplyBody> {
+        let Some(under_way) = self.load.enter() else { return self.shed() };
         let Ok(mut receipt) = self.shared.audit.open(request.method()).await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
         receipt.asked(request.method(), "", request.uri().path());
-        match self.tell(&request, line, &mut receipt).await {
+        let mut response = match self.tell(&request, line, &mut receipt).await {
             Ok(response) => fixed(response, receipt.request_id(), Some(receipt), None),
             Err(refusal) => self.refuse(&refusal, Some(receipt)),
-        }
+        };
+        response.body_mut().keep(under_way);
+        response
     }
 
     async fn tell(

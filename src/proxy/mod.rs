@@ -11,9 +11,11 @@ mod call;
 pub(crate) mod fuzzing;
 mod headers;
 mod key;
+mod load;
 mod outbound;
 mod path;
 mod pool;
+mod reflect;
 mod refusal;
 mod running;
 mod upload;
@@ -34,10 +36,11 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use hyper::body::Incoming;
 
 use self::call::{Call, Place};
+use self::load::{Load, UnderWay};
 use self::outbound::{Again, Outbound};
 use self::refusal::{REQUEST_ID, Refusal};
 use self::upstream::{Reply, Upstreams};
-use crate::access::{Access, Caller, Credential, Grant, Target, Verdict};
+use crate::access::{Access, Agent, Caller, Credential, Grant, Target, Verdict};
 use crate::accounts::{Accounts, Bearer, TokenError};
 use crate::audit::{self, Audit, Receipt};
 use crate::clock::Clock;
@@ -70,6 +73,8 @@ pub struct Shared {
     pub limits: Limits,
     /// `[proxy.timeouts]`.
     pub timeouts: Timeouts,
+    /// How many gateways there are.
+    pub workers: usize,
     /// How agents reach this listener; without a trailing slash.
     pub public_url: String,
     /// How people reach the other one; without a trailing slash.
@@ -84,6 +89,7 @@ pub struct Shared {
 pub struct Gateway {
     shared: Arc<Shared>,
     upstreams: Upstreams,
+    load: Load,
 }
 
 impl Gateway {
@@ -94,7 +100,8 @@ impl Gateway {
         let (access, clock) = (Arc::clone(&shared.access), shared.clock.clone());
         let upheld = move |grant: &Grant| access.snapshot().is_ok_and(|policy| policy.upholds(grant, clock.now()));
         let upstreams = Upstreams::new(guard, tls, Box::new(upheld), &shared.limits, &shared.timeouts);
-        Self { shared, upstreams }
+        let load = Load::new(shared.limits.requests.div_ceil(shared.workers));
+        Self { shared, upstreams, load }
     }
 
     /// Answers one request. Every answer carries `Keyward-Request-Id`; Keyward's own refusals carry `Keyward-Error`.
@@ -122,23 +129,35 @@ impl Gateway {
     }
 
     async fn proxied(&self, request: Request<Incoming>, place: Place, line: Line) -> Response<ReplyBody> {
+        let Some(under_way) = self.load.enter() else { return self.shed() };
         let Ok(mut receipt) = self.shared.audit.open(request.method()).await else {
             return self.refuse(&Refusal::AuditUnavailable, None);
         };
         match self.forward(request, place, line.peer(), &mut receipt).await {
-            Ok(reply) => answer(reply, receipt, &line),
-            Err(refusal) => self.refuse(&refusal, Some(receipt)),
+            Ok((reply, bearer)) => answer(reply, &bearer, receipt, under_way, &line),
+            Err(refusal) => {
+                let mut response = self.refuse(&refusal, Some(receipt));
+                response.body_mut().keep(under_way);
+                response
+            }
         }
     }
 
+    /// Refuses a request because too many are under way: unrecorded, because even that costs something.
+    fn shed(&self) -> Response<ReplyBody> {
+        self.shared.metrics.requests_shed.inc();
+        self.refuse(&Refusal::Overloaded, None)
+    }
+
     /// The way of a request, in the order in which things are decided. Each step takes what the one before made.
+    /// The answer, and the credential that it must not tell.
     async fn forward(
         &self,
         request: Request<Incoming>,
         place: Place,
         peer: Peer,
         receipt: &mut Receipt,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<(Reply, Bearer), Refusal> {
         note(receipt, &request, &place);
         refuse_method(request.method())?;
         let call = Call::parse(request, place, peer, &self.shared.limits)?;
@@ -147,20 +166,22 @@ impl Gateway {
         let body = self.upstreams.take_body(incoming, self.shared.limits.request_body).await?;
         let bearer = self.shared.accounts.token(&grant).await?;
         let (outbound, again) = Outbound::build(line, headers, body, &grant, &bearer)?;
-        receipt.intend().await?;
-        let mut reply = self.upstreams.send(outbound).await?;
-        reply.mask(&bearer);
-        if reply.response.status() == StatusCode::UNAUTHORIZED && bearer.generation() != 0 {
-            return self.doubted(reply, grant, &bearer, again).await;
+        if let Some(room) = &grant.target().room {
+            receipt.hold(room.enter(self.shared.timeouts.queue).await?);
         }
-        Ok(reply)
+        receipt.intend().await?;
+        let reply = self.upstreams.send(outbound).await?;
+        if reply.response.status() == StatusCode::UNAUTHORIZED && bearer.generation() != 0 {
+            return self.doubted(reply, grant, bearer, again).await;
+        }
+        Ok((reply, bearer))
     }
 
     /// Who asks, and whether they may: on one view of keys and grants, which is let go before anything waits.
     fn decide(&self, call: &Call, receipt: &mut Receipt) -> Result<Grant, Refusal> {
         let policy = self.shared.access.snapshot()?;
         let agent = policy.identify(call.key(), call.from(), self.shared.clock.now())?;
-        receipt.agent(agent.key, agent.organization);
+        admit(&agent, receipt)?;
         let line = call.line();
         match policy.verdict(&agent, line.slug(), &line.method, line.path()) {
             Verdict::Allow(grant) => {
@@ -184,9 +205,9 @@ impl Gateway {
         &self,
         refused: Reply,
         grant: Grant,
-        bearer: &Bearer,
+        bearer: Bearer,
         again: Option<Again>,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<(Reply, Bearer), Refusal> {
         let accounts = Arc::clone(&self.shared.accounts);
         let generation = bearer.generation();
         let Some(again) = again else {
@@ -194,18 +215,16 @@ impl Gateway {
             self.shared.shutdown.spawn(async move {
                 let _ = accounts.doubt(&grant, generation).await;
             });
-            return Ok(refused);
+            return Ok((refused, bearer));
         };
         match accounts.doubt(&grant, generation).await {
             Ok(Some(newer)) => {
                 drop(refused);
-                let mut reply = self.upstreams.send(again.with(&newer)?).await?;
-                reply.mask(&newer);
-                reply.mask(bearer);
-                Ok(reply)
+                let reply = self.upstreams.send(again.with(&newer)?).await?;
+                Ok((reply, newer))
             }
             Err(error @ TokenError::Disconnected { .. }) => Err(error.into()),
-            Ok(None) | Err(TokenError::Unavailable { .. } | TokenError::Gone) => Ok(refused),
+            Ok(None) | Err(TokenError::Unavailable { .. } | TokenError::Gone) => Ok((refused, bearer)),
         }
     }
 
@@ -214,7 +233,7 @@ impl Gateway {
         let key = key::presented(headers)?;
         let presented = key.as_ref().map_or(&[][..], key::Key::expose);
         let agent = self.shared.access.snapshot()?.identify(presented, from, self.shared.clock.now())?;
-        receipt.agent(agent.key, agent.organization);
+        admit(&agent, receipt)?;
         Ok(agent)
     }
 
@@ -231,6 +250,15 @@ fn note(receipt: &mut Receipt, request: &Request<Incoming>, place: &Place) {
     // A slug is short and plain; what is not could hold anything, and a key among it.
     let slug = Some(place.slug(path)).filter(|slug| slug.len() <= 96 && !key::is_in(slug)).unwrap_or_default();
     receipt.asked(request.method(), slug, key::recordable(place.below(path)));
+}
+
+/// Writes down who asks, and counts the request against what the key may use up.
+fn admit(agent: &Agent, receipt: &mut Receipt) -> Result<(), Refusal> {
+    receipt.agent(agent.key, agent.organization);
+    if let Some(place) = agent.admit()? {
+        receipt.hold(place);
+    }
+    Ok(())
 }
 
 fn uses(receipt: &mut Receipt, target: &Target) {
@@ -251,22 +279,34 @@ fn refuse_method(method: &Method) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// An upstream's answer as the agent gets it: status, reason and body as they came.
-fn answer(reply: Reply, mut receipt: Receipt, line: &Line) -> Response<ReplyBody> {
+/// An upstream's answer as the agent gets it: status, reason and body as they came, but for what was put into the request.
+/// Receipt and count end with what is behind its head: a body, or both ways of a WebSocket.
+fn answer(
+    reply: Reply,
+    bearer: &Bearer,
+    mut receipt: Receipt,
+    under_way: UnderWay,
+    line: &Line,
+) -> Response<ReplyBody> {
     let Reply { response, lease, target, switched } = reply;
     let (mut parts, incoming) = response.into_parts();
     parts.version = Version::HTTP_11;
     headers::clean_answer(&mut parts.headers);
+    reflect::hide_in_head(&mut parts, bearer.injection());
     headers::relocate(&mut parts.headers, &target.base, &target.slug);
     headers::guard(&mut parts.headers, parts.status);
     identified(&mut parts.headers, receipt.request_id());
     receipt.answered(parts.status, None);
     if let Some(switched) = switched {
         websocket::upgrade(&mut parts.headers);
-        line.switch(Box::new(move |io, ahead| Box::pin(websocket::join((io, ahead), switched, lease, receipt))));
+        let rides = (receipt, under_way);
+        line.switch(Box::new(move |io, ahead| Box::pin(websocket::join((io, ahead), switched, lease, rides))));
         return Response::from_parts(parts, ReplyBody::fixed(Bytes::new(), None));
     }
-    Response::from_parts(parts, ReplyBody::upstream(incoming, lease, receipt))
+    let mask = reflect::mask(&target, bearer.injection(), &parts.headers);
+    let mut body = ReplyBody::upstream(incoming, lease, mask, receipt);
+    body.keep(under_way);
+    Response::from_parts(parts, body)
 }
 
 /// One of Keyward's own answers.

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use super::call::Line;
 use super::upload::{RequestBody, Upload};
 use super::websocket::{self, Handshake};
-use super::{Refusal, headers, path};
+use super::{Refusal, headers, path, reflect};
 use crate::access::Grant;
 use crate::accounts::Bearer;
 use crate::catalog::{Base, Injection};
@@ -80,6 +80,7 @@ fn assemble(
     let uri = url(&target.base, &line, injection)?;
     fields.insert(HOST, target.base.authority.clone());
     frame(&mut fields, &line.method, &body);
+    reflect::ask_plainly(target, &mut fields);
     if line.handshake.is_some() {
         websocket::upgrade(&mut fields);
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
-use crate::access::{Reject, Stale};
+use crate::access::{Limited, NoRoom, Reject, Stale};
 use crate::accounts::TokenError;
 use crate::audit::AuditUnavailable;
 use crate::ids::{AccountId, RequestId};
@@ -72,6 +72,15 @@ pub(crate) enum Refusal {
         /// When to ask again.
         retry_after: Duration,
     },
+    /// The key has used up what it may.
+    RateLimited {
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// More requests are under way than may be.
+    Overloaded,
+    /// The target takes only so many requests at once, and none of them ended in time.
+    TargetBusy,
     /// Nothing may be done unrecorded.
     AuditUnavailable,
     /// Nothing may be decided on keys and grants that may be long out of date.
@@ -187,6 +196,24 @@ impl Refusal {
                     "The provider can't be reached or is failing; try again later."
                 }),
             ),
+            Self::RateLimited { .. } => (
+                429,
+                "rate_limited",
+                "This key has reached its limit of requests.",
+                Some("Wait for as many seconds as `Retry-After` says."),
+            ),
+            Self::Overloaded => (
+                503,
+                "overloaded",
+                "More requests are under way than can be taken.",
+                Some("Nothing was forwarded; try again shortly."),
+            ),
+            Self::TargetBusy => (
+                503,
+                "overloaded",
+                "As many requests are under way to this target as it may get at once.",
+                Some("Nothing was forwarded; try again shortly."),
+            ),
             Self::AuditUnavailable => (
                 503,
                 "audit_unavailable",
@@ -233,8 +260,11 @@ impl Refusal {
             Self::MethodNotAllowed(allowed) => {
                 headers.insert(ALLOW, HeaderValue::from_static(allowed));
             }
-            Self::TokenUnavailable { retry_after, .. } => {
+            Self::TokenUnavailable { retry_after, .. } | Self::RateLimited { retry_after } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(retry_after.as_millis().div_ceil(1000).max(1) as u64));
+            }
+            Self::Overloaded | Self::TargetBusy => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::AuditUnavailable | Self::StoreUnavailable => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
@@ -251,6 +281,18 @@ impl From<Reject> for Refusal {
             Reject::InvalidKey => Self::InvalidKey,
             Reject::AddressNotAllowed => Self::AddressNotAllowed,
         }
+    }
+}
+
+impl From<Limited> for Refusal {
+    fn from(Limited { retry_after }: Limited) -> Self {
+        Self::RateLimited { retry_after }
+    }
+}
+
+impl From<NoRoom> for Refusal {
+    fn from(NoRoom: NoRoom) -> Self {
+        Self::TargetBusy
     }
 }
 
@@ -326,6 +368,9 @@ mod tests {
             (Refusal::UpstreamForbidden, 502, "upstream_unreachable"),
             (Refusal::UpstreamInvalid, 502, "upstream_invalid"),
             (Refusal::UpstreamTimeout, 504, "upstream_timeout"),
+            (Refusal::RateLimited { retry_after: Duration::ZERO }, 429, "rate_limited"),
+            (Refusal::Overloaded, 503, "overloaded"),
+            (Refusal::TargetBusy, 503, "overloaded"),
             (Refusal::AuditUnavailable, 503, "audit_unavailable"),
             (Refusal::StoreUnavailable, 503, "store_unavailable"),
             (Refusal::Internal, 500, "internal_error"),

@@ -35,6 +35,10 @@ pub(super) struct Upload {
     sent: Cell<u64>,
     limit: u64,
     state: Cell<State>,
+    /// Bytes that count as progress; what brings fewer in an idle time is too slow.
+    least: u64,
+    /// What had gone by at the last progress.
+    counted: Cell<u64>,
     pace: RefCell<Option<Pace>>,
     /// Who waits for more of it, when nobody else could stop that.
     waiting: RefCell<Option<Waker>>,
@@ -75,6 +79,16 @@ impl Upload {
         self.state.get()
     }
 
+    /// Whether enough went by since this was last true, or all there is.
+    fn has_moved(&self) -> bool {
+        let sent = self.sent.get();
+        let moved = self.state.get() == State::Done || sent - self.counted.get() >= self.least;
+        if moved {
+            self.counted.set(sent);
+        }
+        moved
+    }
+
     /// Nobody wants the rest of it: what was sent so far ends with an abort.
     pub(super) fn abandon(&self) {
         if self.state.get() != State::Done {
@@ -92,10 +106,12 @@ impl Upload {
 }
 
 impl RequestBody {
-    /// Takes an agent's body: waits for it when it will be held, `idle` at most.
+    /// Takes an agent's body: waits for it when it will be held, `idle` at most. One that streams brings `least` bytes in
+    /// each such time.
     pub(super) async fn take(
         incoming: Incoming,
         limit: Option<u64>,
+        least: u64,
         ticker: &Ticker,
         idle: Ticks,
     ) -> Result<Self, Refusal> {
@@ -109,6 +125,8 @@ impl RequestBody {
             sent: Cell::new(0),
             limit: limit.unwrap_or(u64::MAX),
             state: Cell::new(State::Running),
+            least,
+            counted: Cell::new(0),
             pace: RefCell::new(None),
             waiting: RefCell::default(),
         });
@@ -210,7 +228,9 @@ impl Body for RequestBody {
             },
         };
         upload.state.set(state);
-        if let Some(pace) = upload.pace.borrow().as_ref() {
+        if upload.has_moved()
+            && let Some(pace) = upload.pace.borrow().as_ref()
+        {
             pace.progress();
         }
         Poll::Ready(frame)

@@ -19,7 +19,6 @@ use h2::Reason;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
-use hyper::ext::ReasonPhrase;
 
 use super::outbound::{self, Outbound};
 use super::pool::{Connected, Dialer, Link, Pool};
@@ -28,7 +27,6 @@ use super::upload::{RequestBody, State, Upload};
 use super::websocket::{Handshake, Switched};
 use super::{Refusal, headers};
 use crate::access::{Grant, Target};
-use crate::accounts::Bearer;
 use crate::catalog::Base;
 use crate::config::{Limits, Timeouts};
 use crate::net::{ClientTls, Deadline, Guard, Moment, Ticks};
@@ -37,6 +35,8 @@ use crate::net::{ClientTls, Deadline, Guard, Moment, Ticks};
 pub(super) struct Upstreams {
     dialer: Dialer,
     idle: Ticks,
+    /// Bytes of a request body in each idle time.
+    least: u64,
     total: Option<Ticks>,
 }
 
@@ -73,16 +73,6 @@ pub(super) struct Reply {
     pub(super) switched: Option<Switched>,
 }
 
-impl Reply {
-    /// Takes the credential that was sent out of what comes back beside the body.
-    pub(super) fn mask(&mut self, bearer: &Bearer) {
-        let reason = self.response.extensions().get::<ReasonPhrase>().cloned();
-        if headers::mask(self.response.headers_mut(), reason.as_ref(), bearer.injection()) {
-            self.response.extensions_mut().remove::<ReasonPhrase>();
-        }
-    }
-}
-
 /// Why there is no answer.
 enum Failure {
     /// It may have been sent, unless it comes back.
@@ -104,13 +94,14 @@ impl Upstreams {
         Self {
             dialer: Dialer::new(guard, tls, upheld, limits, timeouts),
             idle: Ticks::of(timeouts.idle),
+            least: limits.request_body_rate.unwrap_or(0).saturating_mul(timeouts.idle.as_secs()).max(1),
             total: timeouts.total.map(Ticks::of),
         }
     }
 
     /// Takes a request's body in hand; waits for a small one.
     pub(super) async fn take_body(&self, incoming: Incoming, limit: Option<u64>) -> Result<RequestBody, Refusal> {
-        RequestBody::take(incoming, limit, self.dialer.ticker(), self.idle).await
+        RequestBody::take(incoming, limit, self.least, self.dialer.ticker(), self.idle).await
     }
 
     /// Sends a request and waits for the answer's head. Sent at most once. A second try is only for what was not looked at:

@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
+use super::load::UnderWay;
 use super::upstream::Lease;
 use super::{Refusal, key};
 use crate::audit::Receipt;
@@ -128,7 +129,13 @@ struct Joined {
 }
 
 /// Moves bytes until both sides have ended, one breaks off, nothing moves for too long, or the grant goes.
-pub(super) async fn join(agent: (Box<dyn Stream>, Bytes), switched: Switched, lease: Lease, mut receipt: Receipt) {
+/// What rides on it, ends with it.
+pub(super) async fn join(
+    agent: (Box<dyn Stream>, Bytes),
+    switched: Switched,
+    lease: Lease,
+    (mut receipt, _under_way): (Receipt, UnderWay),
+) {
     let Ok(upstream) = switched.await else {
         receipt.sent(lease.sent());
         return;

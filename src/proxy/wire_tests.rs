@@ -34,13 +34,22 @@ use crate::shutdown::Shutdown;
 const LIMIT: u64 = 8_000_000;
 
 fn upstreams() -> Upstreams {
-    let limits = Limits { head: 8192, headers: 100, request_body: Some(LIMIT), connections: 100 };
+    let limits = Limits {
+        head: 8192,
+        headers: 100,
+        request_body: Some(LIMIT),
+        request_body_rate: None,
+        connections: 100,
+        requests: 100,
+        per_key: None,
+    };
     let timeouts = Timeouts {
         connect: Duration::from_secs(5),
         handshake: Duration::from_secs(5),
         head: Duration::from_secs(5),
         idle: Duration::from_secs(1),
         total: None,
+        queue: Duration::from_secs(1),
     };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
@@ -64,6 +73,8 @@ fn target(address: SocketAddr) -> Arc<Target> {
         fence: Arc::default(),
         credential: Credential::Ready(Arc::new(Injection::Headers(Vec::new()))),
         kind: TargetKind::Static,
+        room: None,
+        reflect_guard: false,
         transport: Transport::default(),
         tls: None,
         changed: Timestamp::default(),

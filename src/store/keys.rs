@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 
 use crate::clock::Timestamp;
+use crate::config::RateLimit;
 use crate::ids::{KeyId, OrgId, TargetId};
 
 use super::codec::{json, millis, read_hash, read_json, read_time, read_word, unreadable, word};
@@ -26,6 +27,8 @@ pub struct KeyRow {
     pub expires_at: Option<Timestamp>,
     /// Addresses it may come from; empty: any.
     pub allowed_ips: Vec<IpNet>,
+    /// Its own limits; `None`: what `gateway.toml` says.
+    pub rate_limit: Option<RateLimit>,
     /// SHA-256 of the key before the last rotation, and until when it counts.
     pub previous: Option<([u8; 32], Timestamp)>,
     /// Made at.
@@ -65,8 +68,8 @@ pub struct GrantRow {
 macro_rules! select_keys {
     ($rest:literal) => {
         concat!(
-            "select id, organization, name, hash, prefix, expires_at, allowed_ips, previous_hash, previous_until, \
-             created_at, last_used_at, revoked_at from keys ",
+            "select id, organization, name, hash, prefix, expires_at, allowed_ips, rate_limit, previous_hash, \
+             previous_until, created_at, last_used_at, revoked_at from keys ",
             $rest
         )
     };
@@ -82,6 +85,7 @@ pub(super) struct KeyColumns {
     prefix: String,
     expires_at: Option<i64>,
     allowed_ips: String,
+    rate_limit: Option<String>,
     previous_hash: Option<Vec<u8>>,
     previous_until: Option<i64>,
     created_at: i64,
@@ -106,6 +110,7 @@ impl TryFrom<KeyColumns> for KeyRow {
             prefix: row.prefix,
             expires_at: read_time(row.expires_at),
             allowed_ips: read_json("keys.allowed_ips", &row.allowed_ips)?,
+            rate_limit: row.rate_limit.map(|limit| read_json("keys.rate_limit", &limit)).transpose()?,
             previous,
             created_at: Timestamp::from_millis(row.created_at),
             last_used_at: read_time(row.last_used_at),
@@ -124,9 +129,9 @@ impl Store {
         policy::raise(&mut tx).await?;
         execute!(
             &mut tx,
-            "insert into keys (id, organization, name, hash, prefix, expires_at, allowed_ips, previous_hash, \
+            "insert into keys (id, organization, name, hash, prefix, expires_at, allowed_ips, rate_limit, previous_hash, \
              previous_until, created_at, last_used_at, revoked_at) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
             key.id,
             key.organization,
             key.name.as_str(),
@@ -134,6 +139,7 @@ impl Store {
             key.prefix.as_str(),
             millis(key.expires_at),
             json(&key.allowed_ips),
+            key.rate_limit.as_ref().map(json),
             key.previous.as_ref().map(|(hash, _)| &hash[..]),
             key.previous.map(|(_, until)| until.millis()),
             key.created_at.millis(),
@@ -166,7 +172,7 @@ impl Store {
         fetch_optional!(&mut read, KeyColumns, sql, org, id)?.map(KeyRow::try_from).transpose()
     }
 
-    /// Saves name, expiry, addresses, hash, prefix, previous and `revoked_at` of a key. A revoked key stays revoked,
+    /// Saves name, expiry, addresses, limits, hash, prefix, previous and `revoked_at` of a key. A revoked key stays revoked,
     /// since the moment it first was, whatever a slower change brings.
     ///
     /// # Errors
@@ -177,7 +183,7 @@ impl Store {
         let changed = execute!(
             &mut tx,
             "update keys set name = $3, hash = $4, prefix = $5, expires_at = $6, allowed_ips = $7, \
-             previous_hash = $8, previous_until = $9, revoked_at = coalesce(revoked_at, $10) \
+             rate_limit = $8, previous_hash = $9, previous_until = $10, revoked_at = coalesce(revoked_at, $11) \
              where id = $1 and organization = $2",
             key.id,
             key.organization,
@@ -186,6 +192,7 @@ impl Store {
             key.prefix.as_str(),
             millis(key.expires_at),
             json(&key.allowed_ips),
+            key.rate_limit.as_ref().map(json),
             key.previous.as_ref().map(|(hash, _)| &hash[..]),
             key.previous.map(|(_, until)| until.millis()),
             millis(key.revoked_at),

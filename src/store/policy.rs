@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 
 use crate::clock::Timestamp;
+use crate::config::RateLimit;
 use crate::ids::{AccountId, KeyId, OrgId, TargetId};
 
 use super::codec::{read_json, read_word};
@@ -25,6 +26,8 @@ pub struct PolicyKey {
     pub expires_at: Option<Timestamp>,
     /// Addresses it may come from; empty: any.
     pub allowed_ips: Vec<IpNet>,
+    /// Its own limits.
+    pub rate_limit: Option<RateLimit>,
     /// The key before the last rotation, and until when it counts.
     pub previous: Option<([u8; 32], Timestamp)>,
 }
@@ -148,6 +151,7 @@ impl From<KeyRow> for PolicyKey {
             hash: row.hash,
             expires_at: row.expires_at,
             allowed_ips: row.allowed_ips,
+            rate_limit: row.rate_limit,
             previous: row.previous,
         }
     }

@@ -2,7 +2,7 @@
 //! `gateway.toml`'s `[targets.<slug>]` so that grants can point at them.
 
 use crate::clock::Timestamp;
-use crate::config::Transport;
+use crate::config::{Protection, Transport};
 use crate::ids::{AccountId, OrgId, TargetId};
 use crate::vault::Sealed;
 
@@ -32,6 +32,8 @@ pub enum TargetKind {
         credential: Option<Sealed>,
         /// Patterns.
         fence: Vec<String>,
+        /// How it is looked after.
+        protection: Protection,
         /// How it is spoken to.
         transport: Transport,
     },
@@ -63,7 +65,7 @@ macro_rules! select_targets {
     ($rest:literal) => {
         concat!(
             "select id, organization, slug, name, kind, account, provider, capability, base_url, credential_kind, \
-             credential, fence, transport, created_at, updated_at from targets ",
+             credential, fence, protection, transport, created_at, updated_at from targets ",
             $rest
         )
     };
@@ -84,6 +86,7 @@ pub(super) struct TargetColumns {
     credential_kind: Option<String>,
     credential: Option<Vec<u8>>,
     fence: Option<String>,
+    protection: Option<String>,
     transport: Option<String>,
     created_at: i64,
     updated_at: i64,
@@ -105,6 +108,7 @@ impl TryFrom<TargetColumns> for TargetRow {
                 credential_kind: row.credential_kind.ok_or_else(missing)?,
                 credential: row.credential.map(Sealed::from_bytes),
                 fence: read_json("targets.fence", row.fence.as_deref().ok_or_else(missing)?)?,
+                protection: read_json("targets.protection", row.protection.as_deref().ok_or_else(missing)?)?,
                 transport: match row.transport {
                     Some(text) => read_json("targets.transport", &text)?,
                     None => Transport::default(),
@@ -140,23 +144,31 @@ pub(super) async fn insert(tx: &mut Session, target: &TargetRow) -> Result<()> {
     }
     let (mut kind, mut account, mut provider, mut capability) = ("system", None, None, None);
     let (mut base_url, mut credential_kind, mut credential, mut fence) = (None, None, None, None);
-    let mut spoken = None;
+    let (mut protection, mut transport) = (None, None);
     match &target.kind {
         TargetKind::Managed { account: of, provider: by, capability: what } => {
             (kind, account, provider, capability) = ("managed", Some(*of), Some(by.as_str()), Some(what.as_str()));
         }
-        TargetKind::Static { base_url: base, credential_kind: how, credential: sealed, fence: patterns, transport } => {
+        TargetKind::Static {
+            base_url: base,
+            credential_kind: how,
+            credential: sealed,
+            fence: patterns,
+            protection: care,
+            transport: spoken,
+        } => {
             (kind, base_url, credential_kind) = ("static", Some(base.as_str()), Some(how.as_str()));
             (credential, fence) = (sealed.as_ref().map(Sealed::as_bytes), Some(json(patterns)));
-            spoken = Some(json(transport));
+            protection = Some(json(care));
+            transport = Some(json(spoken));
         }
         TargetKind::System => {}
     }
     execute!(
         tx,
         "insert into targets (id, organization, slug, name, kind, account, provider, capability, base_url, \
-         credential_kind, credential, fence, transport, created_at, updated_at) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+         credential_kind, credential, fence, protection, transport, created_at, updated_at) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         target.id,
         target.organization,
         target.slug.as_str(),
@@ -169,7 +181,8 @@ pub(super) async fn insert(tx: &mut Session, target: &TargetRow) -> Result<()> {
         credential_kind,
         credential,
         fence,
-        spoken,
+        protection,
+        transport,
         target.created_at.millis(),
         target.updated_at.millis(),
     )?;
@@ -216,7 +229,8 @@ impl Store {
     /// # Errors
     /// [`super::Error::NotFound`].
     pub async fn update_target(&self, target: &TargetRow, record: &AuditRow) -> Result<()> {
-        let TargetKind::Static { base_url, credential_kind, credential, fence, transport } = &target.kind else {
+        let TargetKind::Static { base_url, credential_kind, credential, fence, protection, transport } = &target.kind
+        else {
             return Err(Error::NotFound);
         };
         let mut tx = self.db.write().await?;
@@ -224,7 +238,7 @@ impl Store {
         let changed = execute!(
             &mut tx,
             "update targets set name = $3, base_url = $4, credential_kind = $5, credential = $6, fence = $7, \
-             transport = $8, updated_at = $9 where id = $1 and organization = $2 and kind = 'static'",
+             protection = $8, transport = $9, updated_at = $10 where id = $1 and organization = $2 and kind = 'static'",
             target.id,
             target.organization,
             target.name.as_str(),
@@ -232,6 +246,7 @@ impl Store {
             credential_kind.as_str(),
             credential.as_ref().map(Sealed::as_bytes),
             json(fence),
+            json(protection),
             json(transport),
             target.updated_at.millis(),
         )?;

@@ -62,6 +62,8 @@ pub struct Metrics {
     request_seconds: Histogram,
     refreshes: [Counter; 4],
     accounts: [Gauge; 3],
+    /// Requests that were refused because too many were under way; they have no record.
+    pub requests_shed: Counter,
     /// Audit records stored.
     pub audit_records: Counter,
     /// Calls put on record before they left.
@@ -96,6 +98,12 @@ impl Metrics {
             "Time from a request's head to the last byte of its answer",
             request_seconds.clone(),
         );
+        let requests_shed = Counter::default();
+        registry.register(
+            "requests_shed",
+            "Requests refused unrecorded because too many were under way",
+            requests_shed.clone(),
+        );
         let refreshes = counters(["ok", "transient", "rejected", "misconfigured"]);
         registry.register("refreshes", "Token refreshes, by how they ended", refreshes.0);
         let audit_records = Counter::default();
@@ -114,6 +122,7 @@ impl Metrics {
             request_seconds,
             refreshes: refreshes.1,
             accounts,
+            requests_shed,
             audit_records,
             audit_intents,
             audit_dropped,

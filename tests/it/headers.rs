@@ -13,6 +13,8 @@ async fn strict() -> (Keyward, Strict, Key) {
     let k = Keyward::start().await;
     let strict = Strict::start().await;
     let key = k.with_upstream(&strict.upstream).await;
+    // The guard would ask for `identity`.
+    k.api("PATCH", "/targets/raw", Some(json!({"reflect_guard": false}))).await;
     (k, strict, key)
 }
 

@@ -1,7 +1,7 @@
 //! Keys, grants, targets, and the policy made of them.
 
 use super::fixture::*;
-use crate::config::Transport;
+use crate::config::{Protection, Transport};
 use crate::ids::TargetId;
 use crate::store::*;
 
@@ -133,6 +133,7 @@ async fn a_static_target_lives_under_a_slug_of_its_own() {
             credential_kind: "none".into(),
             credential: None,
             fence: vec!["/a".into(), "/b/**".into()],
+            protection: Protection { concurrency: std::num::NonZeroU32::new(5), reflect_guard: Some(false) },
             transport: Transport { http1_only: true, websocket: true },
         };
         crm.updated_at = at(50);
@@ -142,13 +143,15 @@ async fn a_static_target_lives_under_a_slug_of_its_own() {
             (read.id, read.name.as_str(), read.created_at, read.updated_at),
             (crm.id, "Customers", at(1), at(50))
         );
-        let TargetKind::Static { base_url, credential_kind, credential, fence, transport } = read.kind else {
+        let TargetKind::Static { base_url, credential_kind, credential, fence, protection, transport } = read.kind
+        else {
             panic!("static")
         };
         assert!(transport.http1_only && transport.websocket);
         assert_eq!((base_url.as_str(), credential_kind.as_str()), ("https://crm.example.com", "none"));
         assert!(credential.is_none());
         assert_eq!(fence, ["/a", "/b/**"]);
+        assert_eq!((protection.concurrency, protection.reflect_guard), (std::num::NonZeroU32::new(5), Some(false)));
 
         let slugs = |targets: Paged<TargetRow>| targets.items.into_iter().map(|row| row.slug).collect::<Vec<_>>();
         assert_eq!(slugs(f.store.targets(f.org, &all()).await.unwrap()), ["models", "crm"]);

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::catalog::Preset;
 use crate::clock::Timestamp;
-use crate::config::{StoreUrl, Transport};
+use crate::config::{Protection, StoreUrl, Transport};
 use crate::ids::{AccountId, AuditId, FlowId, InstanceId, JobId, KeyId, OrgId, TargetId, random};
 use crate::secret::{Secret, sha256};
 use crate::store::*;
@@ -218,6 +218,7 @@ pub(super) fn key(org: OrgId, name: &str) -> KeyRow {
         prefix: "kw_Ab3x".into(),
         expires_at: None,
         allowed_ips: vec![],
+        rate_limit: None,
         previous: None,
         created_at: at(1),
         last_used_at: None,
@@ -236,6 +237,7 @@ pub(super) fn static_target(org: OrgId, slug: &str) -> TargetRow {
             credential_kind: "bearer".into(),
             credential: Some(sealed("credential")),
             fence: vec!["/**".into()],
+            protection: Protection::default(),
             transport: Transport::default(),
         },
         created_at: at(1),

@@ -20,7 +20,7 @@ async fn a_key_is_made_read_changed_and_revoked() {
     for backend in backends() {
         let keyward = Keyward::with(backend, Settings::default()).await;
         let new = json!({"name": "  agent ", "expires_at": "2099-01-01T00:00:00+01:00",
-            "allowed_ips": ["127.0.0.1", "2001:db8::/32"], "rate_limit": null});
+            "allowed_ips": ["127.0.0.1", "2001:db8::/32"], "rate_limit": {"requests": 600, "concurrent": 10}});
         let made = done(&keyward.admin("POST", &format!("{ORG}/keys"), Some(new)).await, 201);
         let secret = made["key"].as_str().unwrap().to_owned();
         let id = made["id"].as_str().unwrap().to_owned();
@@ -29,7 +29,8 @@ async fn a_key_is_made_read_changed_and_revoked() {
         let mut record = made.clone();
         record.as_object_mut().unwrap().remove("key");
         let wanted = json!({
-            "id": id, "name": "agent", "prefix": made["prefix"], "status": "active", "rate_limit": null,
+            "id": id, "name": "agent", "prefix": made["prefix"], "status": "active",
+            "rate_limit": {"requests": 600, "per": "1m", "concurrent": 10},
             "expires_at": "2098-12-31T23:00:00Z", "allowed_ips": ["127.0.0.1/32", "2001:db8::/32"],
             "created_at": made["created_at"], "last_used_at": null, "revoked_at": null,
         });
@@ -51,6 +52,9 @@ async fn a_key_is_made_read_changed_and_revoked() {
             keyward.api("PATCH", &path, Some(json!({"expires_at": null, "allowed_ips": ["192.0.2.0/24"]}))).await;
         assert_eq!((&changed["expires_at"], &changed["allowed_ips"]), (&Value::Null, &json!(["192.0.2.0/24"])));
         assert_eq!(keyward.api("PATCH", &path, Some(json!({}))).await, changed);
+        let changed = keyward.api("PATCH", &path, Some(json!({"rate_limit": {"concurrent": 1}}))).await;
+        assert_eq!(changed["rate_limit"], json!({"concurrent": 1}));
+        assert!(keyward.api("PATCH", &path, Some(json!({"rate_limit": null}))).await["rate_limit"].is_null());
         let key = Key { id: id.clone(), secret: secret.clone() };
         assert_eq!(keyward.agent(&key, "GET", "/verify").await.refusal(), "address_not_allowed");
         keyward.api("PATCH", &path, Some(json!({"allowed_ips": []}))).await;
@@ -90,6 +94,9 @@ async fn a_key_that_makes_no_sense_is_refused() {
         (json!({"name": "x", "allowed_ips": "127.0.0.1"}), "allowed_ips"),
         (json!({"name": "x", "rate_limit": {"per_minute": 1}}), "rate_limit"),
         (json!({"name": "x", "rate_limit": 5}), "rate_limit"),
+        (json!({"name": "x", "rate_limit": {}}), "rate_limit"),
+        (json!({"name": "x", "rate_limit": {"requests": 0}}), "rate_limit"),
+        (json!({"name": "x", "rate_limit": {"requests": 1, "per": "2d"}}), "rate_limit"),
     ];
     for (body, name) in wrong {
         let made = keyward.admin("POST", &format!("{ORG}/keys"), Some(body.clone())).await;

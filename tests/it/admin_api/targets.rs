@@ -41,8 +41,8 @@ async fn a_targets_credential_goes_upstream_and_is_never_shown() {
             let made = done(&answer, 201);
             let wanted = json!({
                 "slug": slug, "name": "N", "kind": "static", "base_url": base_url, "credential": {"kind": kind},
-                "fence": ["GET /**"], "http1_only": false, "websocket": false, "created_at": made["created_at"],
-                "updated_at": made["updated_at"],
+                "fence": ["GET /**"], "concurrency": null, "reflect_guard": true, "http1_only": false, "websocket": false,
+                "created_at": made["created_at"], "updated_at": made["updated_at"],
             });
             assert_eq!(made, wanted);
             assert_eq!(keyward.api("GET", &format!("/targets/{slug}"), None).await, made);
@@ -234,8 +234,8 @@ async fn managed_and_system_targets_are_shown_granted_and_left_alone() {
     let system = find("shared");
     let at = &system["created_at"];
     let wanted = json!({"slug": "shared", "name": "Shared", "kind": "system", "base_url": "https://example.com/v1",
-        "credential": {"kind": "bearer"}, "fence": ["GET /x/**"], "http1_only": false, "websocket": false, "created_at": at,
-        "updated_at": at});
+        "credential": {"kind": "bearer"}, "fence": ["GET /x/**"], "concurrency": null, "reflect_guard": true,
+        "http1_only": false, "websocket": false, "created_at": at, "updated_at": at});
     assert_eq!(system, wanted);
     let slug = crate::harness::slug(&account, "mail");
     let managed = find(&slug);

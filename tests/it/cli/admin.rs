@@ -35,6 +35,20 @@ async fn keys_are_made_listed_rotated_and_revoked() {
     assert_eq!(rows[1]["LAST USED"], "-");
     assert_eq!(shell.run("key list --json").json(), keyward.api("GET", "/keys", None).await["items"]);
 
+    let limits = |key: &str| {
+        let path = format!("/keys/{key}");
+        let keyward = &keyward;
+        async move { keyward.api("GET", &path, None).await["rate_limit"].clone() }
+    };
+    shell.run(&format!("key update {} --requests 5 --per 1h --concurrent 2", key.id)).done();
+    assert_eq!(limits(&key.id).await, json!({"requests": 5, "per": "1h", "concurrent": 2}));
+    shell.run(&format!("key update {} --name renamed", key.id)).done();
+    assert_eq!(limits(&key.id).await["requests"], 5, "what is not named stays");
+    shell.run(&format!("key update {} --no-limits", key.id)).done();
+    assert!(limits(&key.id).await.is_null());
+    let limited = shell.run("key create limited --requests 9 --json").json();
+    assert_eq!(limited["rate_limit"], json!({"requests": 9, "per": "1m"}));
+
     let rotated = pairs(&shell.run(&format!("key rotate {} --grace 1h", key.id)).done());
     let new = Key { id: rotated["id"].clone(), secret: rotated["key"].clone() };
     assert_eq!(new.id, key.id);
