@@ -110,7 +110,11 @@ impl Field {
     pub async fn new() -> Self {
         let k = Keyward::start().await;
         let strict = Strict::start().await;
-        k.target("raw", &strict.upstream.url(), json!({"kind": "bearer", "token": CANARY})).await;
+        // Without the guard against reflection, which asks for plain bodies: what an agent sends is all that arrives.
+        let credential = json!({"kind": "bearer", "token": CANARY});
+        let target =
+            json!({"slug": "raw", "base_url": strict.upstream.url(), "credential": credential, "reflect_guard": false});
+        k.api("POST", "/targets", Some(target)).await;
         let (key, neighbour) = (k.new_key().await, k.new_key().await);
         for key in [&key, &neighbour] {
             k.grant(key, "raw", "write").await;
