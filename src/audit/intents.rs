@@ -1,6 +1,7 @@
 //! Calls that may change something are on record before they leave. Everybody who waits shares one commit, and with it
 //! one sync of the disk: while a group is being written, the next one gathers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -9,14 +10,12 @@ use tokio::time::timeout;
 use crate::store::{AuditRow, Store};
 use crate::telemetry::Metrics;
 
-use super::AuditUnavailable;
+use super::{AuditUnavailable, PATIENCE};
 
 /// Intents that may wait; more than that and agents wait for a place.
 const QUEUE: usize = 4_096;
 /// Intents of one transaction.
 const GROUP: usize = 1_000;
-/// How long a request waits for its intent to be stored before it is refused.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 struct Intent {
     row: AuditRow,
@@ -32,11 +31,11 @@ pub(super) struct Intents(mpsc::Sender<Intent>);
 pub struct Journal {
     queue: mpsc::Receiver<Intent>,
     store: Store,
-    metrics: std::sync::Arc<Metrics>,
+    metrics: Arc<Metrics>,
 }
 
 impl Intents {
-    pub(super) fn new(store: Store, metrics: std::sync::Arc<Metrics>) -> (Self, Journal) {
+    pub(super) fn new(store: Store, metrics: Arc<Metrics>) -> (Self, Journal) {
         let (sender, queue) = mpsc::channel(QUEUE);
         (Self(sender), Journal { queue, store, metrics })
     }

@@ -11,3 +11,8 @@ pub use intents::Journal;
 pub use receipt::{AuditUnavailable, METHOD_BYTES, Receipt};
 pub use record::{Actor, Record};
 pub use writer::{Audit, Writer};
+
+use std::time::Duration;
+
+/// How long a request waits for its record, a place in the queue or a stored intent, before it is refused.
+const PATIENCE: Duration = Duration::from_secs(5);

@@ -18,7 +18,7 @@ use crate::telemetry::Metrics;
 
 use super::intents::{Intents, Journal};
 use super::receipt::Entry;
-use super::{AuditUnavailable, Receipt, Record};
+use super::{AuditUnavailable, PATIENCE, Receipt, Record};
 
 /// Records that may wait: about 8 MiB of them.
 const QUEUE: usize = 16_384;
@@ -27,8 +27,6 @@ const BATCH: usize = 1_000;
 /// How long the first record of a batch waits for company.
 const COMPANY: Duration = Duration::from_millis(50);
 const MINUTE: Duration = Duration::from_secs(60);
-/// How long a request waits for a place before it is refused.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) enum Message {

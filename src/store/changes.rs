@@ -35,9 +35,7 @@ impl Store {
     pub fn changes(&self) -> Changes {
         Changes { store: self.clone(), listener: None }
     }
-}
 
-impl Store {
     /// Accounts that went to or came from `disconnected` at `since` or later, by the database's clock, and whether they
     /// are disconnected now.
     ///
