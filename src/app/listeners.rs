@@ -21,7 +21,7 @@ use url::Url;
 use crate::admin::{self, AdminState};
 use crate::config::Config;
 use crate::dashboard;
-use crate::net::{self, Listener, ServeLimits};
+use crate::net::{self, FastPath, Listener, ServeLimits};
 use crate::proxy::{Gateway, Shared};
 use crate::shutdown::Shutdown;
 
@@ -92,7 +92,8 @@ pub(super) fn spawn_workers(
         spawn(format!("keyward-proxy-{number}"), alive.clone(), move || {
             let shutdown = shared.shutdown.clone();
             let gateway = Rc::new(Gateway::new(shared));
-            net::serve(listener, limits, tls, shutdown, move |request, line| {
+            let fast: Rc<dyn FastPath> = Rc::clone(&gateway) as _;
+            net::serve(listener, limits, tls, shutdown, Some(fast), move |request, line| {
                 let gateway = Rc::clone(&gateway);
                 async move { Ok::<_, Infallible>(gateway.serve(request, line).await) }
             })
@@ -114,7 +115,7 @@ pub(super) fn spawn_admin(
     let (limits, shutdown) = (limits(config, 512), shutdown.clone());
     spawn("keyward-admin".to_owned(), alive, move || {
         let tasks = shutdown.clone();
-        net::serve(listener, limits, tls, shutdown, move |mut request, line| {
+        net::serve(listener, limits, tls, shutdown, None, move |mut request, line| {
             request.extensions_mut().insert(line.peer());
             let answer = tasks.spawn(router.clone().oneshot(request.map(Body::new)));
             async move {

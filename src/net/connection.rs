@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::exchange::{Exchanges, Line, Peer};
+use super::plain::After;
 use super::serve::{House, Place, Stop};
 use super::socket::{Socket, Watch};
 use super::words::too_late;
@@ -83,7 +84,27 @@ where
     }
 }
 
-async fn http1<T, S, F, B>(socket: Socket<T>, exchanges: Exchanges<S>)
+/// Serves HTTP/1.1: what is plain on the fast path, if there is one, and the rest by hyper.
+async fn http1<T, S, F, B>(mut socket: Socket<T>, exchanges: Exchanges<S>)
+where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Fn(Request<Incoming>, Line) -> F,
+    F: Future<Output = Result<Response<B>, Infallible>>,
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let house = &exchanges.house;
+    if let Some(fast) = &house.fast {
+        match fast.serve(socket.plain(house, exchanges.peer)).await {
+            After::HandOver => {}
+            After::Over => return socket.close(house).await,
+            After::Cut => return,
+        }
+    }
+    Box::pin(by_hyper(socket, exchanges)).await;
+}
+
+async fn by_hyper<T, S, F, B>(socket: Socket<T>, exchanges: Exchanges<S>)
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
     S: Fn(Request<Incoming>, Line) -> F,

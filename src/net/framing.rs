@@ -8,6 +8,7 @@
 
 use http::StatusCode;
 
+use super::chunks::{Chunks, step};
 use super::multiplex::Fault;
 
 const LENGTH: &[u8] = b"content-length:";
@@ -65,23 +66,6 @@ enum State {
     Over,
     /// Nor as a body.
     Broken,
-}
-
-/// Where in a chunked body (RFC 9112 §7.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Chunks {
-    Start,
-    Size(u64),
-    Space(u64),
-    Extension(u64),
-    SizeEnd(u64),
-    Data(u64),
-    DataReturn,
-    DataEnd,
-    TrailerStart,
-    Trailer,
-    TrailerEnd,
-    LastEnd,
 }
 
 /// What the head under way has said.
@@ -288,36 +272,6 @@ impl Framing {
     }
 }
 
-/// One byte of a chunked body that is no data; `Some(None)` at its end.
-fn step(chunks: Chunks, byte: u8) -> Option<Option<Chunks>> {
-    use Chunks::{
-        Data, DataEnd, DataReturn, Extension, LastEnd, Size, SizeEnd, Space, Start, Trailer, TrailerEnd, TrailerStart,
-    };
-    Some(Some(match (chunks, byte) {
-        (Size(size), b'\r') => SizeEnd(size),
-        // White space only before an extension.
-        (Size(size) | Space(size), b' ' | b'\t') => Space(size),
-        (Size(size) | Space(size), b';') => Extension(size),
-        (Start, byte) => Size(char::from(byte).to_digit(16)?.into()),
-        (Size(size), byte) => {
-            let digit = char::from(byte).to_digit(16)?.into();
-            Size(size.checked_mul(16)?.checked_add(digit)?)
-        }
-        (Extension(size), b'\r') => SizeEnd(size),
-        (Extension(size), b'\t' | b' '..=b'~' | 0x80..) => Extension(size),
-        (SizeEnd(0), b'\n') => TrailerStart,
-        (SizeEnd(size), b'\n') => Data(size),
-        (DataReturn, b'\r') => DataEnd,
-        (DataEnd, b'\n') => Start,
-        (TrailerStart, b'\r') => LastEnd,
-        (Trailer, b'\r') => TrailerEnd,
-        (TrailerStart | Trailer, b'\t' | b' '..=b'~' | 0x80..) => Trailer,
-        (TrailerEnd, b'\n') => TrailerStart,
-        (LastEnd, b'\n') => return Some(None),
-        _ => return None,
-    }))
-}
-
 /// The value of a line of this name, without the white space around it (RFC 9112 §5.1).
 fn value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let value = line.get(name.len()..).filter(|_| line[..name.len()].eq_ignore_ascii_case(name))?;
@@ -341,7 +295,7 @@ fn is_compressed(value: &[u8]) -> bool {
 }
 
 /// `host [ ":" port ]` (RFC 9110 §7.2), and no more characters than host names have.
-pub(super) fn is_host(value: &[u8]) -> bool {
+pub fn is_host(value: &[u8]) -> bool {
     if value.is_empty() || value.len() > HOST_BYTES {
         return false;
     }

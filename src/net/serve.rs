@@ -22,6 +22,7 @@ use super::connection::connection;
 use super::exchange::{Line, Peer};
 use super::handshake::Handshakes;
 use super::multiplex::{self, LocalTasks};
+use super::plain::FastPath;
 use super::socket::Spans;
 use super::ticker::{Ticker, Ticks};
 use crate::shutdown::Shutdown;
@@ -91,7 +92,7 @@ pub struct ServeLimits {
 }
 
 /// Serves HTTP/1.1 and HTTP/2 until the soft stop, then lets running exchanges finish until the hard stop; returns when all
-/// its connections have ended. With `tls` the protocol is agreed on by ALPN, in clear by how the client begins. Runs on the
+/// its connections have ended. What `fast` serves of a connection of HTTP/1.1 does not come to `service`. With `tls` the protocol is agreed on by ALPN, in clear by how the client begins. Runs on the
 /// current thread's `LocalSet`: each connection is a local task, so the service need not be `Send`.
 ///
 /// # Panics
@@ -101,6 +102,7 @@ pub async fn serve<S, F, B>(
     limits: ServeLimits,
     tls: Option<Arc<ServerConfig>>,
     shutdown: Shutdown,
+    fast: Option<Rc<dyn FastPath>>,
     service: S,
 ) where
     S: Fn(Request<Incoming>, Line) -> F + Clone + 'static,
@@ -115,7 +117,7 @@ pub async fn serve<S, F, B>(
             return;
         }
     };
-    let house = House::new(&limits, tls);
+    let house = House::new(&limits, tls, fast);
     let mut stopping = pin!(shutdown.stopping());
     loop {
         tokio::select! {
@@ -178,10 +180,11 @@ pub(super) struct House {
     pub(super) handshakes: Option<Handshakes>,
     pub(super) http1: http1::Builder,
     pub(super) http2: http2::Builder<LocalTasks>,
+    pub(super) fast: Option<Rc<dyn FastPath>>,
 }
 
 impl House {
-    fn new(limits: &ServeLimits, tls: Option<Arc<ServerConfig>>) -> Rc<Self> {
+    fn new(limits: &ServeLimits, tls: Option<Arc<ServerConfig>>, fast: Option<Rc<dyn FastPath>>) -> Rc<Self> {
         let mut http1 = http1::Builder::new();
         http1.header_read_timeout(None).max_header_size(limits.head_bytes).max_buf_size(limits.head_bytes.max(BUFFER));
         if limits.headers != HEADERS {
@@ -203,6 +206,7 @@ impl House {
             handshakes: tls.map(|config| Handshakes::new(config, limits.handshakes)),
             http1,
             http2: multiplex::builder(limits),
+            fast,
         })
     }
 
@@ -278,6 +282,7 @@ mod tests {
                     limits(),
                     None,
                     shutdown.clone(),
+                    None,
                     |request, line| async move {
                         assert!(line.peer().0.ip().is_loopback());
                         assert!(request.uri().path() != "/panic", "as asked");

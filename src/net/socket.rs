@@ -11,6 +11,7 @@
 //! Over HTTP/2 there is no Head: a connection is Busy while it has streams, else Idle, and bytes alone don't count.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -19,9 +20,11 @@ use std::task::{Context, Poll, Waker, ready};
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::exchange::Tunnel;
+use super::exchange::{Peer, Tunnel};
 use super::framing::Framing;
 use super::multiplex::Fault;
+use super::plain::Plain;
+use super::serve::House;
 use super::ticker::{Deadline, Ticks};
 use super::words::unreadable;
 
@@ -170,6 +173,25 @@ impl Watch {
         self.deadline.arm(self.spans.keep_alive);
     }
 
+    /// Some of the next head has come.
+    pub(super) fn begun(&self) {
+        if self.phase.get() == Phase::Idle {
+            self.phase.set(Phase::Head);
+            self.deadline.arm(self.spans.head);
+        }
+    }
+
+    /// A head is whole and is answered without the parser behind.
+    pub(super) fn serving(&self) {
+        self.phase.set(Phase::Busy);
+        self.deadline.disarm();
+    }
+
+    /// Whether the connection is between requests.
+    pub(super) fn is_idle(&self) -> bool {
+        self.phase.get() == Phase::Idle
+    }
+
     /// Whether the peer could still be told that its head came too late: nothing of an earlier answer is on its way.
     pub(super) fn may_be_told(&self) -> bool {
         self.phase.get() == Phase::Head && !self.stalled.get()
@@ -180,14 +202,11 @@ impl Watch {
         if self.is_multiplexed() {
             return bytes.len();
         }
-        if self.phase.get() == Phase::Idle {
-            self.phase.set(Phase::Head);
-            self.deadline.arm(self.spans.head);
-        }
+        self.begun();
         self.framing.borrow_mut().feed(bytes)
     }
 
-    fn wrote(&self, taken: bool) {
+    pub(super) fn wrote(&self, taken: bool) {
         if !taken {
             if !self.stalled.replace(true) && self.phase.get() == Phase::Busy {
                 self.deadline.arm(self.spans.keep_alive);
@@ -265,6 +284,24 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Socket<T> {
     /// Whether anything has come yet.
     pub(super) fn is_silent(&self) -> bool {
         self.ahead.is_empty()
+    }
+
+    /// The connection for whoever serves its plain exchanges.
+    pub(super) fn plain<'a>(&'a mut self, house: &'a House, peer: Peer) -> Plain<'a> {
+        Plain { io: &mut self.io, input: &mut self.ahead, watch: &self.watch, house, peer }
+    }
+
+    /// Closes the connection once the peer has everything.
+    pub(super) async fn close(mut self, house: &House) {
+        let watch = Rc::clone(&self.watch);
+        watch.had_body.set(!self.ahead.is_empty());
+        poll_fn(|cx| {
+            if house.is_cut() || Pin::new(&mut self).poll_shutdown(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            watch.deadline.poll_passed(cx)
+        })
+        .await;
     }
 
     /// Last words, as far as they go out at once.

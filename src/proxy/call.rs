@@ -13,8 +13,8 @@ use super::{Refusal, headers, path};
 use crate::config::Limits;
 use crate::net::Peer;
 
-const PREFIX: &str = "/proxy/";
-const URI_BYTES: usize = 8 * 1024;
+pub(super) const PREFIX: &str = "/proxy/";
+pub(super) const URI_BYTES: usize = 8 * 1024;
 
 /// Where in a path the target's slug stands, and where the rest begins.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,8 +10,8 @@ use super::{Refusal, path};
 use crate::catalog::Base;
 
 /// A page of an upstream must not act on the origin that all upstreams share here.
-const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox; default-src 'none'; frame-ancestors 'none'");
-const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+pub(super) const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox; default-src 'none'; frame-ancestors 'none'");
+pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 /// Checks what is no oddity but an attempt: a name that some servers read as one that frames the message or opens a door,
 /// and a `Connection` that names what a message can't do without.
@@ -79,9 +79,9 @@ pub(super) fn clean_request(headers: &mut HeaderMap) {
         // `x_api_key` is `X-Api-Key` to servers that turn names into variables (CGI and its heirs).
         let off = if memchr::memchr(b'_', text.as_bytes()).is_some() {
             let twin = dashed(text);
-            off_request(&twin)
+            off_request(twin.as_bytes())
         } else {
-            off_request(text)
+            off_request(text.as_bytes())
         };
         if off {
             gone.push(name.clone());
@@ -112,7 +112,7 @@ pub(super) fn clean_answer(headers: &mut HeaderMap) {
         // The length was overruled (RFC 9112 §6.3); forwarded, it would frame our own answer wrongly.
         headers.remove(CONTENT_LENGTH);
     }
-    let gone: Vec<_> = headers.keys().filter(|name| off_answer(name.as_str())).cloned().collect();
+    let gone: Vec<_> = headers.keys().filter(|name| off_answer(name.as_str().as_bytes())).cloned().collect();
     for name in gone {
         headers.remove(name);
     }
@@ -192,67 +192,67 @@ fn twins(one: &str, other: &str) -> bool {
 }
 
 /// Between neighbours, both ways.
-fn hop_by_hop(name: &str) -> bool {
+fn hop_by_hop(name: &[u8]) -> bool {
     matches!(
         name,
-        "connection"
-            | "keep-alive"
-            | "proxy-connection"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "proxy-authentication-info"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-            | "http2-settings"
+        b"connection"
+            | b"keep-alive"
+            | b"proxy-connection"
+            | b"proxy-authenticate"
+            | b"proxy-authorization"
+            | b"proxy-authentication-info"
+            | b"te"
+            | b"trailer"
+            | b"transfer-encoding"
+            | b"upgrade"
+            | b"http2-settings"
     )
 }
 
 /// The first letter sorts out most names without comparing them.
-fn off_request(name: &str) -> bool {
-    match name.as_bytes().first() {
+pub(super) fn off_request(name: &[u8]) -> bool {
+    match name.first() {
         Some(b'x') => {
-            name.starts_with("x-forwarded")
+            name.starts_with(b"x-forwarded")
                 || matches!(
                     name,
                     // credentials
-                    "x-api-key" | "x-authorization"
+                    b"x-api-key" | b"x-authorization"
                     // who is asking
-                    | "x-real-ip" | "x-client-ip" | "x-cluster-client-ip" | "x-remote-ip" | "x-remote-addr"
-                    | "x-originating-ip" | "x-original-forwarded-for"
+                    | b"x-real-ip" | b"x-client-ip" | b"x-cluster-client-ip" | b"x-remote-ip" | b"x-remote-addr"
+                    | b"x-originating-ip" | b"x-original-forwarded-for"
                     // another method, another URL
-                    | "x-http-method" | "x-http-method-override" | "x-method-override"
-                    | "x-original-url" | "x-original-uri" | "x-original-host" | "x-rewrite-url" | "x-override-url"
-                    | "x-http-host-override" | "x-http-destinationurl" | "x-host"
+                    | b"x-http-method" | b"x-http-method-override" | b"x-method-override"
+                    | b"x-original-url" | b"x-original-uri" | b"x-original-host" | b"x-rewrite-url" | b"x-override-url"
+                    | b"x-http-host-override" | b"x-http-destinationurl" | b"x-host"
                 )
         }
-        Some(b'a') => matches!(name, "authorization" | "api-key"),
-        Some(b'c') => matches!(name, "connection" | "cookie" | "cookie2" | "cf-connecting-ip" | "client-ip"),
+        Some(b'a') => matches!(name, b"authorization" | b"api-key"),
+        Some(b'c') => matches!(name, b"connection" | b"cookie" | b"cookie2" | b"cf-connecting-ip" | b"client-ip"),
         // An expectation is between us and the agent: its body is asked for when it is read.
-        Some(b'e') => name == "expect",
-        Some(b'f') => matches!(name, "forwarded" | "fastly-client-ip"),
-        Some(b'k') => name.starts_with("keyward-") || name == "keep-alive",
-        Some(b't') => matches!(name, "te" | "trailer" | "transfer-encoding" | "true-client-ip"),
-        Some(b'v') => name == "via",
+        Some(b'e') => name == b"expect",
+        Some(b'f') => matches!(name, b"forwarded" | b"fastly-client-ip"),
+        Some(b'k') => name.starts_with(b"keyward-") || name == b"keep-alive",
+        Some(b't') => matches!(name, b"te" | b"trailer" | b"transfer-encoding" | b"true-client-ip"),
+        Some(b'v') => name == b"via",
         Some(b'h' | b'p' | b'u') => hop_by_hop(name),
         _ => false,
     }
 }
 
-fn off_answer(name: &str) -> bool {
-    match name.as_bytes().first() {
-        Some(b'a') => name == "alt-svc" || name.starts_with("access-control-"),
+pub(super) fn off_answer(name: &[u8]) -> bool {
+    match name.first() {
+        Some(b'a') => name == b"alt-svc" || name.starts_with(b"access-control-"),
         Some(b's') => {
-            matches!(name, "set-cookie" | "set-cookie2" | "strict-transport-security" | "service-worker-allowed")
+            matches!(name, b"set-cookie" | b"set-cookie2" | b"strict-transport-security" | b"service-worker-allowed")
         }
-        Some(b'c') => matches!(name, "connection" | "clear-site-data"),
+        Some(b'c') => matches!(name, b"connection" | b"clear-site-data"),
         // What a browser remembers of an origin, and tells others of it.
-        Some(b'e' | b'n' | b'r') => matches!(name, "expect-ct" | "nel" | "report-to" | "reporting-endpoints"),
-        Some(b'k') => name.starts_with("keyward-") || name == "keep-alive",
+        Some(b'e' | b'n' | b'r') => matches!(name, b"expect-ct" | b"nel" | b"report-to" | b"reporting-endpoints"),
+        Some(b'k') => name.starts_with(b"keyward-") || name == b"keep-alive",
         // A web server in front of us would take these as orders to serve a file of its own.
-        Some(b'x') => name.starts_with("x-accel-") || name == "x-sendfile",
-        Some(b'p') => hop_by_hop(name) || name.starts_with("public-key-pins"),
+        Some(b'x') => name.starts_with(b"x-accel-") || name == b"x-sendfile",
+        Some(b'p') => hop_by_hop(name) || name.starts_with(b"public-key-pins"),
         Some(b'h' | b't' | b'u') => hop_by_hop(name),
         _ => false,
     }

@@ -115,7 +115,8 @@ fn names(name: &HeaderName, key: &[u8]) -> bool {
         && prefixes(name).any(|at| name[at..].get(..key.len()).is_some_and(|part| part.eq_ignore_ascii_case(key)))
 }
 
-fn prefixes(text: &[u8]) -> impl Iterator<Item = usize> {
+/// Where keys may begin.
+pub(super) fn prefixes(text: &[u8]) -> impl Iterator<Item = usize> {
     let starts = memchr::memchr_iter(b'_', text).filter_map(|at| at.checked_sub(PREFIX.len() - 1));
     starts.filter(move |at| text[*at..].starts_with(PREFIX))
 }

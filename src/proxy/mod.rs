@@ -7,6 +7,7 @@
 mod body;
 mod bootstrap;
 mod call;
+mod fast;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod headers;
@@ -46,7 +47,7 @@ use crate::audit::{self, Audit, Receipt};
 use crate::clock::Clock;
 use crate::config::{Limits, Timeouts};
 use crate::ids::RequestId;
-use crate::net::{ClientTls, Guard, Line, Peer};
+use crate::net::{Buffers, ClientTls, Guard, Line, Peer};
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -90,6 +91,7 @@ pub struct Gateway {
     shared: Arc<Shared>,
     upstreams: Upstreams,
     load: Load,
+    buffers: Buffers,
 }
 
 impl Gateway {
@@ -101,7 +103,7 @@ impl Gateway {
         let upheld = move |grant: &Grant| access.snapshot().is_ok_and(|policy| policy.upholds(grant, clock.now()));
         let upstreams = Upstreams::new(guard, tls, Box::new(upheld), &shared.limits, &shared.timeouts);
         let load = Load::new(shared.limits.requests.div_ceil(shared.workers));
-        Self { shared, upstreams, load }
+        Self { shared, upstreams, load, buffers: Buffers::default() }
     }
 
     /// Answers one request. Every answer carries `Keyward-Request-Id`; Keyward's own refusals carry `Keyward-Error`.
@@ -303,7 +305,7 @@ fn answer(
         line.switch(Box::new(move |io, ahead| Box::pin(websocket::join((io, ahead), switched, lease, rides))));
         return Response::from_parts(parts, ReplyBody::fixed(Bytes::new(), None));
     }
-    let mask = reflect::mask(&target, bearer.injection(), &parts.headers);
+    let mask = reflect::mask(&target, bearer.injection(), reflect::is_compressed(&parts.headers));
     let mut body = ReplyBody::upstream(incoming, lease, mask, receipt);
     body.keep(under_way);
     Response::from_parts(parts, body)

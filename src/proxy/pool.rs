@@ -6,17 +6,18 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -34,6 +35,8 @@ use crate::net::{ClientTls, Deadline, Guard, LocalTasks, Stream, Ticker, Ticks};
 const IDLE: usize = 512;
 /// How long one is kept: less than the minute after which many servers close theirs.
 const KEPT: Duration = Duration::from_secs(55);
+/// Between two looks at the direct ones.
+const SWEEP: Duration = Duration::from_secs(5);
 /// What hyper may hold of an answer.
 const BUFFER: usize = 128 * 1024;
 /// Pools from which empty ones are cleared away.
@@ -56,9 +59,12 @@ pub(super) struct Dialer {
     kept: Ticks,
     ticker: Ticker,
     running: Running,
-    pools: RefCell<HashMap<TargetId, Rc<Pool>>>,
+    pools: Rc<Pools>,
+    sweeping: Rc<Cell<bool>>,
     clear_at: Cell<usize>,
 }
+
+type Pools = RefCell<HashMap<TargetId, Rc<Pool>>>;
 
 /// The connections of one target. A target that changes gets a new pool; the old one goes with its last lease.
 pub(super) struct Pool {
@@ -70,6 +76,7 @@ pub(super) struct Pool {
     changed: Timestamp,
     kept: Ticks,
     idle: RefCell<Vec<Connected>>,
+    direct: RefCell<Vec<Direct>>,
     shared: RefCell<Option<Rc<Shared>>>,
     /// Somebody is finding out whether the target speaks HTTP/2.
     dialing: Cell<bool>,
@@ -82,6 +89,22 @@ pub(super) struct Pool {
 pub(super) struct Connected {
     pub(super) link: Link,
     pub(super) slot: Rc<Slot>,
+}
+
+/// A connection of HTTP/1.1 whose bytes an exchange reads and writes by itself.
+pub(super) struct Direct {
+    pub(super) io: Box<dyn Stream>,
+    pub(super) slot: Rc<Slot>,
+}
+
+impl Direct {
+    /// Whether nothing came while nothing was asked: no end, and no answer to a question that was never put.
+    fn is_quiet(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut space = [0u8; 1];
+        let mut byte = ReadBuf::new(&mut space);
+        !self.slot.deadline.passed() && Pin::new(&mut self.io).poll_read(&mut cx, &mut byte).is_pending()
+    }
 }
 
 /// What a request goes over.
@@ -137,6 +160,15 @@ enum Opened {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Opened {
+    fn into_stream(self) -> Box<dyn Stream> {
+        match self {
+            Self::Clear(tcp) => Box::new(tcp),
+            Self::Tls(tls) => tls,
+        }
+    }
+}
+
 impl Dialer {
     pub(super) fn new(guard: Arc<Guard>, tls: ClientTls, upheld: Upheld, limits: &Limits, timeouts: &Timeouts) -> Self {
         let mut http1 = http1::Builder::new();
@@ -166,7 +198,8 @@ impl Dialer {
             kept: Ticks::of(KEPT),
             ticker: Ticker::new(),
             running: Running::new(upheld),
-            pools: RefCell::default(),
+            pools: Rc::default(),
+            sweeping: Rc::default(),
             clear_at: Cell::new(POOLS),
         }
     }
@@ -196,6 +229,7 @@ impl Dialer {
             changed: target.changed,
             kept: self.kept,
             idle: RefCell::default(),
+            direct: RefCell::default(),
             shared: RefCell::default(),
             dialing: Cell::new(false),
             dialed: Notify::new(),
@@ -268,6 +302,25 @@ impl Dialer {
         }
     }
 
+    /// A new connection for an exchange that drives it itself.
+    pub(super) async fn dial_direct(&self, target: &Target) -> Result<Direct, Refusal> {
+        Ok(Direct { io: self.open(target, false).await?.into_stream(), slot: self.slot() })
+    }
+
+    /// Takes one back that has served whole, and sees to it that it does not stay for ever.
+    pub(super) fn keep_direct(&self, pool: &Pool, direct: Direct) {
+        let mut kept = pool.direct.borrow_mut();
+        if kept.len() >= IDLE {
+            return;
+        }
+        direct.slot.end();
+        direct.slot.deadline.arm(self.kept);
+        kept.push(direct);
+        if !self.sweeping.replace(true) {
+            tokio::task::spawn_local(sweep(Rc::downgrade(&self.pools), Rc::clone(&self.sweeping)));
+        }
+    }
+
     async fn alone<T>(&self, io: T) -> Result<Connected, Refusal>
     where
         T: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -281,10 +334,7 @@ impl Dialer {
 
     /// A connection of HTTP/1.1 that nobody else will use, and what becomes of it after a 101.
     pub(super) async fn dial_to_switch(&self, target: &Target) -> Result<(Connected, Switched), Refusal> {
-        let io: Box<dyn Stream> = match self.open(target, false).await? {
-            Opened::Clear(tcp) => Box::new(tcp),
-            Opened::Tls(tls) => tls,
-        };
+        let io = self.open(target, false).await?.into_stream();
         let handshake = self.http1.handshake(TokioIo::new(io)).await;
         let (sender, connection) = handshake.map_err(|_| Refusal::UpstreamUnreachable)?;
         let (slot, (done, switched)) = (self.slot(), oneshot::channel());
@@ -334,6 +384,27 @@ async fn drive(connection: impl Future<Output = hyper::Result<()>>, deadline: De
     .await;
 }
 
+/// Lets go of direct connections that nobody drives while they idle: those whose time is up, and those that were closed at
+/// the other end. Ends when none is left.
+async fn sweep(pools: Weak<Pools>, sweeping: Rc<Cell<bool>>) {
+    let mut interval = tokio::time::interval(SWEEP);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let Some(pools) = pools.upgrade() else { return };
+        let mut left = 0;
+        for pool in pools.borrow().values() {
+            let mut direct = pool.direct.borrow_mut();
+            direct.retain_mut(Direct::is_quiet);
+            left += direct.len();
+        }
+        if left == 0 {
+            sweeping.set(false);
+            return;
+        }
+    }
+}
+
 /// Others wait for what this one finds out.
 struct Dialing(Rc<Pool>);
 
@@ -364,12 +435,30 @@ impl Pool {
     }
 
     fn alive(&self) -> bool {
-        self.shared().is_some() || self.idle.borrow().iter().any(Connected::is_alone_and_open)
+        self.shared().is_some()
+            || !self.direct.borrow().is_empty()
+            || self.idle.borrow().iter().any(Connected::is_alone_and_open)
     }
 
     fn shared(&self) -> Option<Rc<Shared>> {
         let shared = self.shared.borrow();
         shared.as_ref().filter(|shared| !shared.sender.is_closed() && !shared.deadline.passed()).map(Rc::clone)
+    }
+
+    /// Whether it is known to speak HTTP/1.1 and nothing newer.
+    pub(super) fn is_old(&self) -> bool {
+        !self.https || self.http1_only || self.alone.get()
+    }
+
+    /// A direct connection that can take a request now.
+    pub(super) fn direct(&self) -> Option<Direct> {
+        let mut kept = self.direct.borrow_mut();
+        while let Some(mut direct) = kept.pop() {
+            if direct.is_quiet() {
+                return Some(direct);
+            }
+        }
+        None
     }
 
     /// Keeps a new connection of HTTP/2, unless somebody else's came first.

@@ -119,13 +119,29 @@ fn is_manner(name: &HeaderName) -> bool {
     [ACCEPT, ACCEPT_LANGUAGE, CONTENT_TYPE, USER_AGENT].contains(name) || name.as_str().ends_with("-version")
 }
 
+/// Whether an answer's bytes are not those of its text.
+pub(super) fn is_compressed(headers: &HeaderMap) -> bool {
+    !headers.get_all(CONTENT_ENCODING).iter().all(|coding| is_identity(coding.as_bytes()))
+}
+
+/// Whether a `Content-Encoding` changes nothing.
+pub(super) fn is_identity(coding: &[u8]) -> bool {
+    coding.eq_ignore_ascii_case(b"identity")
+}
+
+/// Whether what was put into the request stands anywhere in these bytes.
+pub(super) fn tells(injection: &Injection, bytes: &[u8]) -> bool {
+    let mut tells = false;
+    each_secret(injection, |secret| tells |= holds(bytes, secret));
+    tells
+}
+
 /// What hides the request's secrets in an answer's body, where that is wanted and possible.
-pub(super) fn mask(target: &Target, injection: &Injection, headers: &HeaderMap) -> Option<Box<Mask>> {
+pub(super) fn mask(target: &Target, injection: &Injection, compressed: bool) -> Option<Box<Mask>> {
     if !target.reflect_guard {
         return None;
     }
-    let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
-    if !headers.get_all(CONTENT_ENCODING).iter().all(is_plain) {
+    if compressed {
         tracing::debug!(target.slug = %target.slug, "an answer is compressed all the same; it passes as it is");
         return None;
     }
@@ -144,7 +160,7 @@ pub(super) struct Mask {
 }
 
 impl Mask {
-    fn of<'a>(secrets: impl IntoIterator<Item = &'a [u8]>) -> Self {
+    pub(super) fn of<'a>(secrets: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let secrets = secrets.into_iter().map(|secret| Finder::new(secret).into_owned()).collect();
         Self { secrets, held: Vec::new(), covered: 0 }
     }
@@ -176,8 +192,15 @@ impl Mask {
         self.held.is_empty()
     }
 
+    /// Whether a piece can be shown as it is, and leaves nothing to hold back.
+    pub(super) fn passes(&self, piece: &[u8], last: bool) -> bool {
+        self.held.is_empty()
+            && self.secrets.iter().all(|secret| secret.find(piece).is_none())
+            && (last || self.begun(piece) == 0)
+    }
+
     /// Takes a piece, gives what can be shown of all that came. With the last one nothing is held back.
-    fn feed(&mut self, piece: Bytes, last: bool) -> Bytes {
+    pub(super) fn feed(&mut self, piece: Bytes, last: bool) -> Bytes {
         let whole = if self.held.is_empty() {
             piece
         } else {

@@ -15,7 +15,7 @@ use super::upstream::Pace;
 use crate::net::{Deadline, Ticker, Ticks};
 
 /// Bodies of a known length up to this are held.
-const HELD: u64 = 64 * 1024;
+pub(super) const HELD: u64 = 64 * 1024;
 
 /// What hyper sends as a request's body.
 pub(super) enum RequestBody {

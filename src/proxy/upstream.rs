@@ -21,8 +21,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 
 use super::outbound::{self, Outbound};
-use super::pool::{Connected, Dialer, Link, Pool};
-use super::running::Upheld;
+use super::pool::{Connected, Dialer, Direct, Link, Pool};
+use super::running::{Slot, Upheld};
 use super::upload::{RequestBody, State, Upload};
 use super::websocket::{Handshake, Switched};
 use super::{Refusal, headers};
@@ -166,6 +166,29 @@ impl Upstreams {
         Ok(Reply { response, lease, target, switched: Some(switched).filter(|_| switches) })
     }
 
+    /// The connections to a target.
+    pub(super) fn pool(&self, target: &Target) -> Rc<Pool> {
+        self.dialer.pool(target)
+    }
+
+    /// A new connection for an exchange that drives it itself.
+    pub(super) async fn dial_direct(&self, target: &Target) -> Result<Direct, Refusal> {
+        self.dialer.dial_direct(target).await
+    }
+
+    /// Takes one back that has served whole.
+    pub(super) fn keep_direct(&self, pool: &Pool, direct: Direct) {
+        self.dialer.keep_direct(pool, direct);
+    }
+
+    /// The pace of an exchange that begins now.
+    pub(super) fn pace(&self, slot: &Slot) -> Pace {
+        let end = self.total.map_or(Moment::NEVER, |total| self.dialer.ticker().after(total));
+        let pace = Pace { deadline: slot.deadline.clone(), idle: self.idle, end };
+        pace.progress();
+        pace
+    }
+
     async fn connected(&self, pool: &Rc<Pool>, target: &Target) -> Result<Connected, Refusal> {
         match pool.ready(&self.dialer).await {
             Some(connected) => Ok(connected),
@@ -181,9 +204,7 @@ impl Upstreams {
         held: u64,
         grant: &Grant,
     ) -> Lease {
-        let end = self.total.map_or(Moment::NEVER, |total| self.dialer.ticker().after(total));
-        let pace = Pace { deadline: connected.slot.deadline.clone(), idle: self.idle, end };
-        pace.progress();
+        let pace = self.pace(&connected.slot);
         connected.slot.begin(grant);
         if let Some(upload) = &upload {
             upload.paced(&pace);

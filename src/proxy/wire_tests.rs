@@ -166,7 +166,7 @@ async fn gateway<T, W: Future<Output = T>>(upstream: &Upstream, work: impl FnOnc
             })
         }
     };
-    let server = spawn_local(serve(listener, limits, None, shutdown.clone(), service));
+    let server = spawn_local(serve(listener, limits, None, shutdown.clone(), None, service));
     let result = tokio::time::timeout(Duration::from_secs(20), work(address)).await.unwrap();
     shutdown.stop_now();
     server.await.unwrap();

@@ -1,0 +1,221 @@
+//! One exchange with an upstream over a connection of its own: the request's bytes out, the answer's bytes in, and an eye on
+//! the agent and on the clock meanwhile.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use tokio::io::AsyncWrite as _;
+use tokio_util::io::poll_read_buf;
+
+use super::Stop;
+use super::relay::Relay;
+use crate::access::Grant;
+use crate::net::{Buffers, Gone, Plain};
+use crate::proxy::Refusal;
+use crate::proxy::pool::{Direct, Pool};
+use crate::proxy::upstream::{Pace, Upstreams};
+
+/// Room for an answer's next bytes, where it brings a lot of them.
+const ROOM: usize = 128 * 1024;
+
+/// An exchange under way. Dropped without [`Exchange::give_back`], its connection is closed.
+pub(super) struct Exchange<'a> {
+    direct: Direct,
+    pool: Rc<Pool>,
+    pace: Pace,
+    /// What of the answer has come and was not looked at yet.
+    pub(super) input: Vec<u8>,
+    buffers: &'a Buffers,
+    /// All of the request was written.
+    sent: bool,
+}
+
+/// Why there is no answer.
+enum Failure {
+    /// Nothing of the request was written: it can go over another connection.
+    Untouched,
+    /// The connection broke or was closed.
+    Broken,
+    /// Nothing came in time, or the grant went.
+    Late,
+    Gone,
+}
+
+impl<'a> Exchange<'a> {
+    /// Sends a request, over a kept connection if there is one. Nothing is sent twice: another connection is taken only
+    /// when not a byte went over the first.
+    pub(super) async fn send(
+        upstreams: &Upstreams,
+        buffers: &'a Buffers,
+        agent: &mut Plain<'_>,
+        request: &[u8],
+        grant: &Grant,
+    ) -> Result<Self, Stop> {
+        let pool = upstreams.pool(grant.target());
+        while let Some(direct) = pool.direct() {
+            let mut exchange = Self::begin(upstreams, buffers, Rc::clone(&pool), direct, grant);
+            match exchange.first(agent, request).await {
+                Ok(()) => return Ok(exchange),
+                Err(Failure::Untouched) => {}
+                Err(failure) => return Err(exchange.failed(&failure, grant)),
+            }
+        }
+        let direct = agent.during(upstreams.dial_direct(grant.target())).await??;
+        let mut exchange = Self::begin(upstreams, buffers, pool, direct, grant);
+        match exchange.first(agent, request).await {
+            Ok(()) => Ok(exchange),
+            Err(failure) => Err(exchange.failed(&failure, grant)),
+        }
+    }
+
+    fn begin(upstreams: &Upstreams, buffers: &'a Buffers, pool: Rc<Pool>, direct: Direct, grant: &Grant) -> Self {
+        let pace = upstreams.pace(&direct.slot);
+        direct.slot.begin(grant);
+        Self { direct, pool, pace, input: buffers.take(), buffers, sent: false }
+    }
+
+    /// Writes the request and waits for the first bytes of the answer: they may come before all of it is written.
+    async fn first(&mut self, agent: &mut Plain<'_>, request: &[u8]) -> Result<(), Failure> {
+        let mut written = 0;
+        poll_fn(|cx| {
+            while !self.sent {
+                match self.poll_write(cx, &request[written..]) {
+                    Poll::Ready(Ok(length)) => written += length,
+                    Poll::Ready(Err(())) if written == 0 => return Poll::Ready(Err(Failure::Untouched)),
+                    // The answer may be there already, and say why.
+                    Poll::Ready(Err(())) | Poll::Pending => break,
+                }
+            }
+            self.poll_read(cx, agent)
+        })
+        .await
+    }
+
+    /// Writes some of `bytes`; with the last of them the request is sent.
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize, ()>> {
+        if bytes.is_empty() {
+            let flushed = Pin::new(&mut self.direct.io).poll_flush(cx);
+            self.sent = flushed.is_ready();
+            return flushed.map(|flushed| flushed.map(|()| 0).map_err(drop));
+        }
+        match Pin::new(&mut self.direct.io).poll_write(cx, bytes) {
+            Poll::Ready(Ok(length)) if length > 0 => Poll::Ready(Ok(length)),
+            Poll::Ready(_) => Poll::Ready(Err(())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, agent: &mut Plain<'_>) -> Poll<Result<(), Failure>> {
+        match poll_read_buf(Pin::new(&mut self.direct.io), cx, &mut self.input) {
+            Poll::Ready(Ok(length)) if length > 0 => {
+                self.pace.progress();
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Ready(_) => return Poll::Ready(Err(Failure::Broken)),
+            Poll::Pending => {}
+        }
+        if self.direct.slot.deadline.poll_passed(cx).is_ready() {
+            return Poll::Ready(Err(Failure::Late));
+        }
+        agent.poll_gone(cx).map(|Gone| Err(Failure::Gone))
+    }
+
+    /// Waits for more of the answer's head.
+    pub(super) async fn more(&mut self, agent: &mut Plain<'_>, grant: &Grant) -> Result<(), Stop> {
+        self.input.reserve(1024);
+        let more = poll_fn(|cx| self.poll_read(cx, agent)).await;
+        more.map_err(|failure| self.failed(&failure, grant))
+    }
+
+    /// Hands the body on, after what is in `out` already, until it is over. Anything else leaves the agent's answer cut short.
+    pub(super) async fn relay(
+        &mut self,
+        agent: &mut Plain<'_>,
+        relay: &mut Relay,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Gone> {
+        let mut ended = false;
+        loop {
+            relay.take(&mut self.input, out, ended).map_err(|_broken| Gone)?;
+            let straight = relay.straight(&self.input);
+            self.write(agent, out).await?;
+            out.clear();
+            if straight > 0 {
+                self.write_input(agent, straight).await?;
+                relay.passed(straight);
+            }
+            if relay.is_over() {
+                return poll_fn(|cx| agent.poll_flush(cx)).await;
+            }
+            ended = !self.read_on(agent, relay.received()).await?;
+        }
+    }
+
+    /// Waits for more of the body; `false`: the upstream's connection ended.
+    async fn read_on(&mut self, agent: &mut Plain<'_>, received: u64) -> Result<bool, Gone> {
+        self.input.reserve(if received > ROOM as u64 / 4 { ROOM } else { 1024 });
+        // What is in a layer of TLS must not wait for what the upstream says next.
+        let mut flushed = false;
+        let more = poll_fn(|cx| {
+            if !flushed {
+                match agent.poll_flush(cx) {
+                    Poll::Ready(Ok(())) => flushed = true,
+                    Poll::Ready(Err(Gone)) => return Poll::Ready(Err(Failure::Gone)),
+                    Poll::Pending => {}
+                }
+            }
+            self.poll_read(cx, agent)
+        });
+        match more.await {
+            Ok(()) => Ok(true),
+            Err(Failure::Broken) => Ok(false),
+            Err(_) => Err(Gone),
+        }
+    }
+
+    async fn write(&mut self, agent: &mut Plain<'_>, bytes: &[u8]) -> Result<(), Gone> {
+        let mut written = 0;
+        let slot = &self.direct.slot;
+        poll_fn(|cx| {
+            while written < bytes.len() {
+                match agent.poll_write(cx, &bytes[written..]) {
+                    Poll::Ready(length) => written += length?,
+                    Poll::Pending => return slot.deadline.poll_passed(cx).map(|()| Err(Gone)),
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    async fn write_input(&mut self, agent: &mut Plain<'_>, length: usize) -> Result<(), Gone> {
+        let input = std::mem::take(&mut self.input);
+        let wrote = self.write(agent, &input[..length]).await;
+        self.input = input;
+        self.input.drain(..length);
+        wrote
+    }
+
+    /// The answer came whole: the connection may serve again, unless more came than was asked for.
+    pub(super) fn give_back(mut self, upstreams: &Upstreams) {
+        let clean = self.sent && self.input.is_empty();
+        self.buffers.give(std::mem::take(&mut self.input));
+        if clean {
+            upstreams.keep_direct(&self.pool, self.direct);
+        }
+    }
+
+    fn failed(&self, failure: &Failure, grant: &Grant) -> Stop {
+        let slot = &self.direct.slot;
+        let (refusal, error) = match failure {
+            Failure::Gone => return Stop::Gone,
+            _ if slot.is_withdrawn() => (Refusal::Withdrawn, "its grant went"),
+            Failure::Late => (Refusal::UpstreamTimeout, "too late"),
+            Failure::Untouched | Failure::Broken => (Refusal::UpstreamUnreachable, "the connection ended"),
+        };
+        tracing::info!(target.slug = %grant.target().slug, error, "a target gave no answer");
+        Stop::Refused(refusal)
+    }
+}
