@@ -69,6 +69,7 @@ pub(super) enum Chunks {
     DataReturn,
     DataEnd,
     TrailerStart,
+    TrailerName,
     Trailer,
     TrailerEnd,
     LastEnd,
@@ -77,7 +78,8 @@ pub(super) enum Chunks {
 /// One byte of a chunked body that is no data; `Some(None)` at its end.
 pub(super) fn step(chunks: Chunks, byte: u8) -> Option<Option<Chunks>> {
     use Chunks::{
-        Data, DataEnd, DataReturn, Extension, LastEnd, Size, SizeEnd, Space, Start, Trailer, TrailerEnd, TrailerStart,
+        Data, DataEnd, DataReturn, Extension, LastEnd, Size, SizeEnd, Space, Start, Trailer, TrailerEnd, TrailerName,
+        TrailerStart,
     };
     Some(Some(match (chunks, byte) {
         (Size(size), b'\r') => SizeEnd(size),
@@ -97,11 +99,18 @@ pub(super) fn step(chunks: Chunks, byte: u8) -> Option<Option<Chunks>> {
         (DataEnd, b'\n') => Start,
         (TrailerStart, b'\r') => LastEnd,
         (Trailer, b'\r') => TrailerEnd,
-        (TrailerStart | Trailer, b'\t' | b' '..=b'~' | 0x80..) => Trailer,
+        (TrailerStart | TrailerName, byte) if is_token(byte) => TrailerName,
+        (TrailerName, b':') => Trailer,
+        (Trailer, b'\t' | b' '..=b'~' | 0x80..) => Trailer,
         (TrailerEnd, b'\n') => TrailerStart,
         (LastEnd, b'\n') => return Some(None),
         _ => return None,
     }))
+}
+
+/// What names are made of (RFC 9110 §5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -130,7 +139,16 @@ mod tests {
     #[test]
     fn what_is_no_chunk_is_an_error() {
         let long = format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(FRAMING));
-        for stream in ["5\nhello", "x", "5\r\nhello!", "fffffffffffffffff\r\n", "0\r\nA: b\n\r\n", &long] {
+        for stream in [
+            "5\nhello",
+            "x",
+            "5\r\nhello!",
+            "fffffffffffffffff\r\n",
+            "0\r\nA: b\n\r\n",
+            "0\r\nA\r\n\r\n",
+            "0\r\n: a\r\n\r\n",
+            &long,
+        ] {
             assert_eq!(unchunked(stream.as_bytes(), stream.len()), Err(BadChunk), "{stream:?}");
         }
     }

@@ -49,18 +49,15 @@ impl Answer {
     /// Reads the head that `bytes` begin with, past answers that are only interim (RFC 9110 §15.2). Nothing: it is not whole.
     pub(super) fn read(bytes: &mut Vec<u8>, asked: &Asked<'_>, limits: &Limits) -> Result<Option<Self>, Refusal> {
         loop {
-            let answer = match Head::parse(bytes) {
-                Parsed::Partial if bytes.len() <= limits.head => return Ok(None),
-                Parsed::Whole(head) if head.length() <= limits.head => match plain(head, bytes, asked) {
-                    Some(answer) => answer,
-                    None => odd(bytes, asked, limits)?.ok_or(Refusal::UpstreamInvalid)?,
-                },
-                Parsed::Odd => match odd(bytes, asked, limits)? {
-                    Some(answer) => answer,
-                    None if bytes.len() <= limits.head => return Ok(None),
-                    None => return Err(Refusal::UpstreamInvalid),
-                },
-                Parsed::Partial | Parsed::Whole(_) => return Err(Refusal::UpstreamInvalid),
+            let plain = match Head::parse(bytes) {
+                Parsed::Whole(head) => plain(head, bytes, asked),
+                Parsed::Partial | Parsed::Odd => None,
+            };
+            // What is not whole is looked at too: it may be no answer at all, and never become whole.
+            let answer = match plain.map_or_else(|| odd(bytes, asked, limits), |answer| Ok(Some(answer)))? {
+                Some(answer) if answer.length <= limits.head => answer,
+                None if bytes.len() <= limits.head => return Ok(None),
+                _ => return Err(Refusal::UpstreamInvalid),
             };
             // We never offered to switch protocols.
             if answer.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -250,8 +247,5 @@ fn odd(bytes: &[u8], asked: &Asked<'_>, limits: &Limits) -> Result<Option<Answer
     };
     let closes = old || parts.headers.get_all(CONNECTION).iter().any(closing);
     let keeps = !closes && !matches!(framing, Framing::Close);
-    if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Refusal::UpstreamInvalid);
-    }
     Ok(Some(Answer { status, keeps, framing, form: Form::Odd(Box::new(parts)), length }))
 }

@@ -12,7 +12,7 @@ use tokio_util::io::poll_read_buf;
 use super::Stop;
 use super::relay::Relay;
 use crate::access::Grant;
-use crate::net::{Buffers, Gone, Plain};
+use crate::net::{Buffers, Deadline, Gone, Plain};
 use crate::proxy::Refusal;
 use crate::proxy::pool::{Direct, Pool};
 use crate::proxy::upstream::{Pace, Upstreams};
@@ -88,7 +88,7 @@ impl<'a> Exchange<'a> {
                     Poll::Ready(Err(())) | Poll::Pending => break,
                 }
             }
-            self.poll_read(cx, agent)
+            self.poll_head(cx, agent)
         })
         .await
     }
@@ -107,12 +107,14 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// Reads of the head, which has one time for all of it, whatever comes before it.
+    fn poll_head(&mut self, cx: &mut Context<'_>, agent: &mut Plain<'_>) -> Poll<Result<(), Failure>> {
+        if self.direct.slot.deadline.passed() { Poll::Ready(Err(Failure::Late)) } else { self.poll_read(cx, agent) }
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>, agent: &mut Plain<'_>) -> Poll<Result<(), Failure>> {
         match poll_read_buf(Pin::new(&mut self.direct.io), cx, &mut self.input) {
-            Poll::Ready(Ok(length)) if length > 0 => {
-                self.pace.progress();
-                return Poll::Ready(Ok(()));
-            }
+            Poll::Ready(Ok(length)) if length > 0 => return Poll::Ready(Ok(())),
             Poll::Ready(_) => return Poll::Ready(Err(Failure::Broken)),
             Poll::Pending => {}
         }
@@ -125,32 +127,49 @@ impl<'a> Exchange<'a> {
     /// Waits for more of the answer's head.
     pub(super) async fn more(&mut self, agent: &mut Plain<'_>, grant: &Grant) -> Result<(), Stop> {
         self.input.reserve(1024);
-        let more = poll_fn(|cx| self.poll_read(cx, agent)).await;
+        let more = poll_fn(|cx| self.poll_head(cx, agent)).await;
         more.map_err(|failure| self.failed(&failure, grant))
     }
 
-    /// Hands the body on, after what is in `out` already, until it is over. Anything else leaves the agent's answer cut short.
+    /// Hands the body on, after what is in `out` already, but for its last piece: that is left in `out` and in the input. An
+    /// error leaves the agent's answer cut short.
     pub(super) async fn relay(
         &mut self,
         agent: &mut Plain<'_>,
         relay: &mut Relay,
         out: &mut Vec<u8>,
     ) -> Result<(), Gone> {
+        self.pace.progress();
         let mut ended = false;
         loop {
             relay.take(&mut self.input, out, ended).map_err(|_broken| Gone)?;
-            let straight = relay.straight(&self.input);
-            self.write(agent, out).await?;
-            out.clear();
-            if straight > 0 {
-                self.write_input(agent, straight).await?;
-                relay.passed(straight);
+            if relay.is_last(&self.input) {
+                return Ok(());
             }
-            if relay.is_over() {
-                return poll_fn(|cx| agent.poll_flush(cx)).await;
-            }
+            self.write(agent, relay, out).await?;
             ended = !self.read_on(agent, relay.received()).await?;
         }
+    }
+
+    /// Writes what is in `out`, and what can go straight from the input.
+    async fn write(&mut self, agent: &mut Plain<'_>, relay: &mut Relay, out: &mut Vec<u8>) -> Result<(), Gone> {
+        let straight = relay.straight(&self.input);
+        let deadline = &self.direct.slot.deadline;
+        write(agent, out, deadline).await?;
+        out.clear();
+        if straight > 0 {
+            write(agent, &self.input[..straight], deadline).await?;
+            relay.passed(straight);
+            self.input.drain(..straight);
+        }
+        Ok(())
+    }
+
+    /// Takes the last piece off the input, to `out`.
+    pub(super) fn last(&mut self, relay: &mut Relay, out: &mut Vec<u8>) {
+        let straight = relay.straight(&self.input);
+        out.extend(self.input.drain(..straight));
+        relay.passed(straight);
     }
 
     /// Waits for more of the body; `false`: the upstream's connection ended.
@@ -169,33 +188,13 @@ impl<'a> Exchange<'a> {
             self.poll_read(cx, agent)
         });
         match more.await {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.pace.progress();
+                Ok(true)
+            }
             Err(Failure::Broken) => Ok(false),
             Err(_) => Err(Gone),
         }
-    }
-
-    async fn write(&mut self, agent: &mut Plain<'_>, bytes: &[u8]) -> Result<(), Gone> {
-        let mut written = 0;
-        let slot = &self.direct.slot;
-        poll_fn(|cx| {
-            while written < bytes.len() {
-                match agent.poll_write(cx, &bytes[written..]) {
-                    Poll::Ready(length) => written += length?,
-                    Poll::Pending => return slot.deadline.poll_passed(cx).map(|()| Err(Gone)),
-                }
-            }
-            Poll::Ready(Ok(()))
-        })
-        .await
-    }
-
-    async fn write_input(&mut self, agent: &mut Plain<'_>, length: usize) -> Result<(), Gone> {
-        let input = std::mem::take(&mut self.input);
-        let wrote = self.write(agent, &input[..length]).await;
-        self.input = input;
-        self.input.drain(..length);
-        wrote
     }
 
     /// The answer came whole: the connection may serve again, unless more came than was asked for.
@@ -218,4 +217,19 @@ impl<'a> Exchange<'a> {
         tracing::info!(target.slug = %grant.target().slug, error, "a target gave no answer");
         Stop::Refused(refusal)
     }
+}
+
+/// Writes all of `bytes` while the deadline has not passed.
+async fn write(agent: &mut Plain<'_>, bytes: &[u8], deadline: &Deadline) -> Result<(), Gone> {
+    let mut written = 0;
+    poll_fn(|cx| {
+        while written < bytes.len() {
+            match agent.poll_write(cx, &bytes[written..]) {
+                Poll::Ready(length) => written += length?,
+                Poll::Pending => return deadline.poll_passed(cx).map(|()| Err(Gone)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    })
+    .await
 }

@@ -187,12 +187,18 @@ impl Gateway {
         let asked = Asked { closes: call.closes || agent.is_stopping(), ..asked(call, &grant, &bearer, &receipt) };
         let mut relay = answer.write(&mut exchange.input, &asked, wire);
         let relayed = exchange.relay(agent, &mut relay, wire).await;
+        if relayed.is_ok() {
+            exchange.last(&mut relay, wire);
+            receipt.finished();
+        }
         receipt.received(relay.received());
         relayed?;
-        receipt.finished();
+        // Before the last byte leaves: who has the answer finds it on record, and the connection free.
+        drop(receipt);
         if keeps {
             exchange.give_back(&self.upstreams);
         }
+        write(agent, wire).await?;
         Ok(asked.closes)
     }
 
@@ -202,30 +208,33 @@ impl Gateway {
         agent: &mut Plain<'_>,
         call: &Call,
         refusal: &Refusal,
-        mut receipt: Option<Receipt>,
+        receipt: Option<Receipt>,
         wire: &mut Vec<u8>,
     ) -> Result<bool, Gone> {
         let request = receipt.as_ref().map_or_else(RequestId::next, Receipt::request_id);
         let (response, code) = refusal.answer(request, |account| self.shared.accounts.reconnect_url(account));
         let closes = call.closes || agent.is_stopping();
         answer::write_own(wire, &response, (request, &call.method), closes);
-        if let Some(receipt) = &mut receipt {
+        if let Some(mut receipt) = receipt {
             receipt.answered(response.status(), Some(code));
-        }
-        let mut written = 0;
-        poll_fn(|cx| {
-            while written < wire.len() {
-                written += ready!(agent.poll_write(cx, &wire[written..]))?;
-            }
-            agent.poll_flush(cx)
-        })
-        .await?;
-        if let Some(receipt) = &mut receipt {
             receipt.received(response.body().len() as u64);
             receipt.finished();
         }
+        write(agent, wire).await?;
         Ok(closes)
     }
+}
+
+/// Writes the end of an answer.
+async fn write(agent: &mut Plain<'_>, bytes: &[u8]) -> Result<(), Gone> {
+    let mut written = 0;
+    poll_fn(|cx| {
+        while written < bytes.len() {
+            written += ready!(agent.poll_write(cx, &bytes[written..]))?;
+        }
+        agent.poll_flush(cx)
+    })
+    .await
 }
 
 fn asked<'a>(call: &'a Call, grant: &'a Grant, bearer: &'a Bearer, receipt: &Receipt) -> Asked<'a> {

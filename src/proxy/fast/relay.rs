@@ -45,9 +45,12 @@ impl Relay {
         self.received
     }
 
-    /// Whether all of it was handed on.
-    pub(super) fn is_over(&self) -> bool {
-        self.over
+    /// Whether what [`Relay::take`] gave and what `input` holds is the rest of it.
+    pub(super) fn is_last(&self, input: &[u8]) -> bool {
+        match self.framing {
+            Framing::Length(left) if !self.over => self.straight(input) as u64 == left,
+            _ => self.over,
+        }
     }
 
     /// Moves what `input` holds of the body to `out`, in our framing, but for what can go [straight](Self::straight). With
@@ -167,7 +170,7 @@ mod tests {
             got.append(&mut out);
             got.extend(input.drain(..straight));
             relay.passed(straight);
-            if relay.is_over() {
+            if relay.is_last(&[]) {
                 break;
             }
             match pieces.next() {
