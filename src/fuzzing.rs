@@ -5,7 +5,7 @@ use std::path::Path;
 
 pub use crate::net::fuzzing::head;
 pub use crate::oauth::fuzzing::token_answer;
-pub use crate::proxy::fuzzing::{location, path, strip};
+pub use crate::proxy::fuzzing::{location, path, plain_answer, plain_request, strip};
 
 use crate::config::{Config, Env};
 
@@ -106,6 +106,46 @@ mod tests {
             b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
         ];
         replay("head", super::head, words, 6000);
+    }
+
+    #[test]
+    fn plain_requests() {
+        let words: &[&[u8]] = &[
+            b"\r\n",
+            b" ",
+            b"/proxy/crm/",
+            b"?a=b",
+            b"%2e",
+            b"//",
+            b"Host: a\r\n",
+            b"Content-Length: 3\r\n",
+            b"Connection: close\r\n",
+            b"X-Api-Key: kw_AAAA\r\n",
+            b"x-version: 1\r\n",
+            b"Accept-Encoding: gzip\r\n",
+            b"Cookie: a=b\r\n",
+            b"POST",
+        ];
+        replay("plain_request", super::plain_request, words, 20_000);
+    }
+
+    #[test]
+    fn plain_answers() {
+        let words: &[&[u8]] = &[
+            b"\r\n",
+            b" ",
+            b"204",
+            b"304",
+            b"Content-Length: 3\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b"Connection: close\r\n",
+            b"Set-Cookie: a=b\r\n",
+            b"Content-Encoding: gzip\r\n",
+            b"the-injected-token",
+            b"X-Content-Type-Options: a\r\n",
+            b"Date: x\r\n",
+        ];
+        replay("plain_answer", super::plain_answer, words, 20_000);
     }
 
     #[test]

@@ -120,6 +120,11 @@ impl Framing {
     }
 
     #[cfg(any(test, fuzzing))]
+    pub(super) fn is_between(&self) -> bool {
+        self.state == State::First && self.head.seen == 0
+    }
+
+    #[cfg(any(test, fuzzing))]
     pub(super) fn heads(&self) -> u64 {
         self.heads
     }

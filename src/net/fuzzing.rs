@@ -24,6 +24,13 @@ pub fn head(data: &[u8]) {
     assert!(!target.contains('#'), "{target:?}");
 }
 
+/// Whether the bytes are one request, with its body, and nothing more.
+pub(crate) fn is_one_request(data: &[u8]) -> bool {
+    let mut framing = Framing::default();
+    let (whole, fine) = (framing.feed(data), framing.take().is_none());
+    whole == data.len() && fine && framing.heads() == 1 && framing.is_between()
+}
+
 /// For each head up to the first that is refused: whether it is fine, and how many bytes had come when it was whole.
 fn read(data: &[u8], size: usize) -> Vec<(bool, usize)> {
     let mut ends = Vec::new();

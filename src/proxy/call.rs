@@ -91,8 +91,7 @@ impl Call {
         limits: &Limits,
     ) -> Result<Self, Refusal> {
         let (parts, body) = request.into_parts();
-        check_url(&parts.uri)?;
-        check_headers(&parts.headers)?;
+        check(&parts.uri, &parts.headers)?;
         if let (Some(limit), Some(length)) = (limits.request_body, body.size_hint().exact())
             && length > limit
         {
@@ -135,6 +134,12 @@ pub(super) fn check_form(uri: &Uri) -> Result<(), Refusal> {
         return Err(Refusal::BadRequest("The request names something other than a path."));
     }
     Ok(())
+}
+
+/// Whether a request's head can be read in one way only.
+pub(super) fn check(uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+    check_url(uri)?;
+    check_headers(headers)
 }
 
 fn check_url(uri: &Uri) -> Result<(), Refusal> {

@@ -4,6 +4,8 @@ use http::header::LOCATION;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use url::Url;
 
+pub use super::fast::fuzzing::{plain_answer, plain_request};
+
 use super::call::{Line, Place};
 use super::{headers, outbound, path};
 use crate::catalog::{Base, Injection};

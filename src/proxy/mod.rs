@@ -305,7 +305,8 @@ fn answer(
         line.switch(Box::new(move |io, ahead| Box::pin(websocket::join((io, ahead), switched, lease, rides))));
         return Response::from_parts(parts, ReplyBody::fixed(Bytes::new(), None));
     }
-    let mask = reflect::mask(&target, bearer.injection(), reflect::is_compressed(&parts.headers));
+    let compressed = reflect::is_compressed(&parts.headers);
+    let mask = if target.reflect_guard { reflect::mask(&target.slug, bearer.injection(), compressed) } else { None };
     let mut body = ReplyBody::upstream(incoming, lease, mask, receipt);
     body.keep(under_way);
     Response::from_parts(parts, body)

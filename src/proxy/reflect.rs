@@ -12,6 +12,7 @@
 //! Not found, because it is not the secret's bytes: what is compressed (that is why `identity` is asked for), escaped,
 //! encoded otherwise, or shorter than [`LEAST`].
 
+use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -136,13 +137,10 @@ pub(super) fn tells(injection: &Injection, bytes: &[u8]) -> bool {
     tells
 }
 
-/// What hides the request's secrets in an answer's body, where that is wanted and possible.
-pub(super) fn mask(target: &Target, injection: &Injection, compressed: bool) -> Option<Box<Mask>> {
-    if !target.reflect_guard {
-        return None;
-    }
+/// What hides the request's secrets in the body of a guarded target's answer, where that is possible.
+pub(super) fn mask(slug: &str, injection: &Injection, compressed: bool) -> Option<Box<Mask>> {
     if compressed {
-        tracing::debug!(target.slug = %target.slug, "an answer is compressed all the same; it passes as it is");
+        tracing::debug!(target.slug = %slug, "an answer is compressed all the same; it passes as it is");
         return None;
     }
     let mut secrets = Vec::new();
@@ -150,13 +148,19 @@ pub(super) fn mask(target: &Target, injection: &Injection, compressed: bool) -> 
     (!secrets.is_empty()).then(|| Box::new(Mask { secrets, held: Vec::new(), covered: 0 }))
 }
 
-/// Hides secrets in a body that comes in pieces.
+/// Hides secrets in a body that comes in pieces. Its `Debug` does not show them.
 pub(super) struct Mask {
     secrets: Vec<Finder<'static>>,
     /// The end of what came, as it came: it begins a secret.
     held: Vec<u8>,
     /// How much of `held` belongs to a secret that was found already.
     covered: usize,
+}
+
+impl fmt::Debug for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mask").field("secrets", &self.secrets.len()).finish_non_exhaustive()
+    }
 }
 
 impl Mask {

@@ -12,11 +12,11 @@ use hyper::ext::ReasonPhrase;
 
 use super::outbound::line;
 use super::relay::{Framing, Relay};
-use crate::access::Target;
-use crate::accounts::Bearer;
+use crate::catalog::{Base, Injection};
 use crate::config::Limits;
 use crate::ids::RequestId;
 use crate::net::{Head, Parsed, Unchunk};
+use crate::proxy::reflect::Mask;
 use crate::proxy::refusal::REQUEST_ID;
 use crate::proxy::{Refusal, headers, reflect};
 
@@ -38,11 +38,22 @@ enum Form {
 /// What else an answer depends on.
 pub(super) struct Asked<'a> {
     pub(super) method: &'a Method,
-    pub(super) target: &'a Target,
-    pub(super) bearer: &'a Bearer,
+    pub(super) base: &'a Base,
+    pub(super) slug: &'a str,
+    pub(super) guarded: bool,
+    pub(super) injection: &'a Injection,
     pub(super) request: RequestId,
     /// The agent's connection ends with this answer.
     pub(super) closes: bool,
+}
+
+impl Asked<'_> {
+    fn mask(&self, compressed: bool) -> Option<Box<Mask>> {
+        if !self.guarded {
+            return None;
+        }
+        reflect::mask(self.slug, self.injection, compressed)
+    }
 }
 
 impl Answer {
@@ -70,6 +81,16 @@ impl Answer {
         }
     }
 
+    /// The same head read both ways, where it can be.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn both(data: &[u8], asked: &Asked<'_>, limits: &Limits) -> Option<(Self, Self)> {
+        let mut bytes = data.to_vec();
+        let Parsed::Whole(head) = Head::parse(&mut bytes) else { return None };
+        let plain = plain(head, &bytes, asked)?;
+        let odd = odd(data, asked, limits).expect("what is plain is valid").expect("what is plain is whole");
+        Some((plain, odd))
+    }
+
     /// Writes the head as the agent gets it to `out`, and takes it off `bytes`: the body is behind it.
     pub(super) fn write(self, bytes: &mut Vec<u8>, asked: &Asked<'_>, out: &mut Vec<u8>) -> Relay {
         let chunked = matches!(self.framing, Framing::Chunked(_) | Framing::Close);
@@ -93,8 +114,8 @@ impl Answer {
             Form::Odd(mut parts) => {
                 let compressed = reflect::is_compressed(&parts.headers);
                 headers::clean_answer(&mut parts.headers);
-                reflect::hide_in_head(&mut parts, asked.bearer.injection());
-                headers::relocate(&mut parts.headers, &asked.target.base, &asked.target.slug);
+                reflect::hide_in_head(&mut parts, asked.injection);
+                headers::relocate(&mut parts.headers, asked.base, asked.slug);
                 headers::guard(&mut parts.headers, parts.status);
                 status(out, parts.status, parts.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes));
                 fields(out, &parts.headers);
@@ -104,7 +125,7 @@ impl Answer {
             }
         };
         bytes.drain(..self.length);
-        Relay::new(self.framing, reflect::mask(asked.target, asked.bearer.injection(), compressed))
+        Relay::new(self.framing, asked.mask(compressed))
     }
 }
 
@@ -164,7 +185,7 @@ fn plain(head: Head, bytes: &[u8], asked: &Asked<'_>) -> Option<Answer> {
     let rest = head.first(bytes).strip_prefix(b"HTTP/1.1 ")?;
     let (code, reason) = rest.split_at_checked(3)?;
     let shown = |byte: &u8| matches!(byte, b' '..=b'~');
-    if !(reason.is_empty() || reason[0] == b' ') || !reason.iter().all(shown) {
+    if reason.len() < 2 || reason[0] != b' ' || !reason.iter().all(shown) {
         return None;
     }
     let status = StatusCode::from_bytes(code).ok()?;
@@ -181,7 +202,7 @@ fn plain(head: Head, bytes: &[u8], asked: &Asked<'_>) -> Option<Answer> {
             _ => {}
         }
     }
-    if (chunked && length.is_some()) || reflect::tells(asked.bearer.injection(), &bytes[..head.length()]) {
+    if (chunked && length.is_some()) || reflect::tells(asked.injection, &bytes[..head.length()]) {
         return None;
     }
     let framing = framing(asked.method, status, chunked, length);

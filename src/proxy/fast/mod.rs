@@ -10,6 +10,8 @@
 mod answer;
 mod call;
 mod exchange;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 mod outbound;
 mod relay;
 
@@ -238,5 +240,14 @@ async fn write(agent: &mut Plain<'_>, bytes: &[u8]) -> Result<(), Gone> {
 }
 
 fn asked<'a>(call: &'a Call, grant: &'a Grant, bearer: &'a Bearer, receipt: &Receipt) -> Asked<'a> {
-    Asked { method: &call.method, target: grant.target(), bearer, request: receipt.request_id(), closes: call.closes }
+    let target = grant.target();
+    Asked {
+        method: &call.method,
+        base: &target.base,
+        slug: &target.slug,
+        guarded: target.reflect_guard,
+        injection: bearer.injection(),
+        request: receipt.request_id(),
+        closes: call.closes,
+    }
 }

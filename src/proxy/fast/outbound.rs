@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, Method};
 use super::call::Call;
 use crate::access::{Credential, Grant, Target};
 use crate::accounts::Bearer;
-use crate::catalog::{InjectPlace, Injection};
+use crate::catalog::{Base, InjectPlace, Injection};
 use crate::proxy::headers;
 
 /// Whether the credential of this target goes into headers alone: a URL with a credential needs more care.
@@ -22,14 +22,23 @@ pub(super) fn suits(target: &Target) -> bool {
 pub(super) fn write(out: &mut Vec<u8>, call: &Call, input: &[u8], grant: &Grant, bearer: &Bearer) -> Option<()> {
     let Injection::Headers(ours) = bearer.injection() else { return None };
     let target = grant.target();
-    let base = &target.base;
+    write_to(out, call, input, (&target.base, target.reflect_guard), ours);
+    Some(())
+}
+
+pub(super) fn write_to(
+    out: &mut Vec<u8>,
+    call: &Call,
+    input: &[u8],
+    (base, guarded): (&Base, bool),
+    ours: &[(HeaderName, HeaderValue)],
+) {
     out.clear();
     put(out, &[call.method.as_str().as_bytes(), b" ", base.path.as_bytes()]);
     put(out, &[call.path(input).as_bytes(), call.query(input), b" HTTP/1.1\r\nhost: ", base.authority.as_bytes()]);
     out.extend_from_slice(b"\r\n");
     for (name, value) in call.head.fields(input) {
-        let framed =
-            matches!(name, b"host" | b"content-length") || (target.reflect_guard && name == b"accept-encoding");
+        let framed = matches!(name, b"host" | b"content-length") || (guarded && name == b"accept-encoding");
         if !framed && !headers::off_request(name) && !is_ours(ours, name) {
             line(out, name, value);
         }
@@ -38,14 +47,13 @@ pub(super) fn write(out: &mut Vec<u8>, call: &Call, input: &[u8], grant: &Grant,
     if call.body > 0 || matches!(call.method, Method::POST | Method::PUT | Method::PATCH) {
         line(out, b"content-length", itoa::Buffer::new().format(call.body).as_bytes());
     }
-    if target.reflect_guard && !is_ours(ours, b"accept-encoding") {
+    if guarded && !is_ours(ours, b"accept-encoding") {
         line(out, b"accept-encoding", b"identity");
     }
     for (name, value) in ours {
         line(out, name.as_str().as_bytes(), value.as_bytes());
     }
     put(out, &[b"\r\n", call.body(input)]);
-    Some(())
 }
 
 fn is_ours(ours: &[(HeaderName, HeaderValue)], name: &[u8]) -> bool {

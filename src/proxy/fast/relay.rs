@@ -26,6 +26,7 @@ pub(super) enum Framing {
 pub(super) struct Broken;
 
 /// A body under way.
+#[derive(Debug)]
 pub(super) struct Relay {
     framing: Framing,
     /// Hides the request's secrets, where that is wanted.
