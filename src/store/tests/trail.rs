@@ -1,7 +1,7 @@
 //! The audit trail.
 
 use super::fixture::*;
-use crate::ids::{AccountId, KeyId, RequestId};
+use crate::ids::{AccountId, AuditId, KeyId, RequestId};
 use crate::store::*;
 
 #[tokio::test]
@@ -47,6 +47,7 @@ async fn records_come_newest_first_and_by_filter() {
         let (key, account) = (KeyId::new(), AccountId::new());
         let rows: Vec<AuditRow> = (0..6)
             .map(|n| AuditRow {
+                id: AuditId::at(at(n * 100).millis()),
                 at: at(n * 100),
                 key: (n % 2 == 0).then_some(key),
                 account: (n == 2).then_some(account),
