@@ -195,10 +195,16 @@ impl Store {
                 query.push(" and exists (select 1 from audit_about o where o.slice = s.slice and o.subject = ");
                 query.push_bind(about.subject()).push(")");
             }
+            // Both databases find their place in the index by these; other forms of the same make them read a slice from
+            // its newest record on.
             if let Some(after) = &after {
-                query.push(format_args!(" and {slice} <= ")).push_bind(about::slice(*after));
-                query.push(" and (a.slice, a.id) < (").push_bind(about::slice(*after));
-                query.push(", ").push_bind(after.as_bytes()).push(")");
+                let at = about::slice(*after);
+                if first.is_some() {
+                    query.push(" and s.slice <= ").push_bind(at).push(" and a.id < ").push_bind(after.as_bytes());
+                } else {
+                    query.push(" and (a.slice, a.id) < (").push_bind(at).push(", ");
+                    query.push_bind(after.as_bytes()).push(")");
+                }
             }
             if let Some(since) = filter.since {
                 query.push(format_args!(" and {slice} >= ")).push_bind(about::first_slice(since));
