@@ -6,6 +6,8 @@
 use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_lc_rs::rand;
 
@@ -54,6 +56,21 @@ macro_rules! id {
             #[must_use]
             pub fn new() -> Self {
                 Self(*uuid::Uuid::now_v7().as_bytes())
+            }
+        }
+
+        impl $name {
+            /// The 16 bytes that the text form is of; they sort as it does.
+            #[must_use]
+            pub fn as_bytes(&self) -> &[u8] {
+                &self.0
+            }
+        }
+
+        impl TryFrom<&[u8]> for $name {
+            type Error = ParseIdError;
+            fn try_from(bytes: &[u8]) -> Result<Self, ParseIdError> {
+                bytes.try_into().map(Self).map_err(|_| ParseIdError { prefix: $prefix })
             }
         }
 
@@ -174,11 +191,44 @@ impl RequestId {
 }
 
 impl AuditId {
+    /// A new id of this moment, in milliseconds since 1970. Those that a process makes of one moment sort as they were
+    /// made: a counter comes after the time, and random bits after it (RFC 9562 §6.2, method 1).
+    #[must_use]
+    pub fn at(millis: i64) -> Self {
+        const COUNTER: u128 = (1 << 42) - 1;
+        static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
+            // Far below the counter's end, which no process reaches then.
+            AtomicU64::new(u64::from_be_bytes(random()) >> 23)
+        });
+        let counter = u128::from(NEXT.fetch_add(1, Ordering::Relaxed)) & COUNTER;
+        let (high, low) = (counter >> 30, counter & ((1 << 30) - 1));
+        let random = u128::from(u32::from_be_bytes(random()));
+        let value = time_bits(millis) | 7 << 76 | high << 64 | 2 << 62 | low << 32 | random;
+        Self(value.to_be_bytes())
+    }
+
+    /// Sorts before every id of this moment and after every id of an earlier one.
+    #[must_use]
+    pub fn first_of(millis: i64) -> Self {
+        Self(time_bits(millis).to_be_bytes())
+    }
+
+    /// The moment of the id, in milliseconds since 1970.
+    #[must_use]
+    pub fn millis(self) -> i64 {
+        (u128::from_be_bytes(self.0) >> 80) as i64
+    }
+
     /// The id after this one, so that a batch sorts as it was made and costs one random number.
     #[must_use]
     pub fn following(self) -> Self {
         Self(u128::from_be_bytes(self.0).wrapping_add(1).to_be_bytes())
     }
+}
+
+/// The first 48 bits of an id; what is before 1970 or after the year 10889 counts as the first or last moment.
+fn time_bits(millis: i64) -> u128 {
+    (millis.clamp(0, (1 << 48) - 1) as u128) << 80
 }
 
 /// `N` bytes from the system's cryptographic generator.
@@ -211,6 +261,27 @@ mod tests {
         assert!(account.parse::<KeyId>().is_err());
         assert!(account.to_lowercase().parse::<AccountId>().is_err());
         assert!("acc_ZZZZZZZZZZZZZZZZZZZZZZZZZZ".parse::<AccountId>().is_err());
+    }
+
+    #[test]
+    fn bytes_read_back_and_sort_as_texts_do() {
+        let [one, two] = [KeyId::new(), KeyId::new()];
+        assert_eq!(KeyId::try_from(one.as_bytes()), Ok(one));
+        assert_eq!(one.as_bytes() < two.as_bytes(), one.to_string() < two.to_string());
+        assert!(KeyId::try_from(&one.as_bytes()[1..]).is_err());
+        assert!(KeyId::try_from(&b""[..]).is_err());
+    }
+
+    #[test]
+    fn audit_ids_sort_by_their_moment_and_then_as_they_were_made() {
+        let ids: Vec<_> = [7, 7, 7, 1_000, 1_800_000_000_000].map(AuditId::at).into();
+        assert!(ids.is_sorted_by(|one, next| one < next), "{ids:?}");
+        assert_eq!(ids[4].millis(), 1_800_000_000_000);
+        assert_eq!(uuid::Uuid::from_bytes(ids[4].0).get_version_num(), 7);
+        assert_eq!(uuid::Uuid::from_bytes(ids[4].0).get_variant(), uuid::Variant::RFC4122);
+        assert!(AuditId::first_of(7) < ids[0] && ids[2] < AuditId::first_of(8));
+        assert!(AuditId::at(7) > ids[2].following(), "a batch ends before the next begins");
+        assert_eq!((AuditId::at(-1).millis(), AuditId::at(i64::MAX).millis()), (0, (1 << 48) - 1));
     }
 
     #[test]

@@ -234,7 +234,7 @@ impl Accounts {
             detail["backfill_since"] = json!(months_before(now, 3));
         }
         let record = Record::new(now, flow.organization, &Actor::System, action).account(account.id).detail(detail);
-        AuditRow { actor: flow.actor.clone(), ..record.into_row() }
+        AuditRow { actor: Some(flow.actor.clone().into()), ..record.into_row() }
     }
 
     fn note_failure(&self, flow: &FlowRow, error: &ConnectError) {
@@ -253,7 +253,7 @@ impl Accounts {
             record = record.account(account);
         }
         let code = Some(failure_code(error).to_owned());
-        self.parts.audit.note(AuditRow { actor: flow.actor.clone(), code, ..record.into_row() });
+        self.parts.audit.note(AuditRow { actor: Some(flow.actor.clone().into()), code, ..record.into_row() });
     }
 
     /// Revokes tokens that nobody will use, unless an account that works hangs on the same grant. Best effort, and

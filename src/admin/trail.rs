@@ -106,8 +106,8 @@ impl From<AuditRow> for AuditRecord {
         Self {
             id: row.id,
             at: row.at,
-            actor: row.actor,
-            action: row.action,
+            actor: row.actor().into_owned(),
+            action: row.action.into_owned(),
             request_id: row.request,
             key: row.key,
             target: row.target,

@@ -20,7 +20,7 @@ const GROUP: usize = 1_000;
 struct Intent {
     row: AuditRow,
     /// Closed when nobody waits any more.
-    stored: oneshot::Sender<()>,
+    stored: Stored,
 }
 
 /// Where intents are handed in.
@@ -74,24 +74,27 @@ impl Journal {
     /// Tries until the group is stored, or nobody waits for it any more: a call that was refused needs no intent.
     async fn write(&mut self, group: &mut Vec<Intent>) {
         let mut pause = Duration::from_millis(50);
-        loop {
-            group.retain(|intent| !intent.stored.is_closed());
-            if group.is_empty() {
-                return;
-            }
-            let rows: Vec<_> = group.iter().map(|intent| intent.row.clone()).collect();
+        let (mut rows, mut waiting) = still_wanted(group.drain(..).map(|intent| (intent.row, intent.stored)));
+        while !rows.is_empty() {
             match self.store.append_intents(&rows).await {
                 Ok(()) => break,
                 Err(cause) => {
                     tracing::error!(calls = rows.len(), %cause, "calls can't be put on record; they wait");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(1));
+                    (rows, waiting) = still_wanted(rows.into_iter().zip(waiting));
                 }
             }
         }
-        self.metrics.audit_intents.inc_by(group.len() as u64);
-        for intent in group.drain(..) {
-            let _ = intent.stored.send(());
+        self.metrics.audit_intents.inc_by(rows.len() as u64);
+        for stored in waiting {
+            let _ = stored.send(());
         }
     }
+}
+
+type Stored = oneshot::Sender<()>;
+
+fn still_wanted(intents: impl Iterator<Item = (AuditRow, Stored)>) -> (Vec<AuditRow>, Vec<Stored>) {
+    intents.filter(|(_, stored)| !stored.is_closed()).unzip()
 }

@@ -1,5 +1,6 @@
 //! What is written down.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::clock::Timestamp;
@@ -21,15 +22,21 @@ pub enum Actor {
     Anonymous,
 }
 
+impl Actor {
+    fn word(&self) -> Cow<'static, str> {
+        match self {
+            Self::Agent(key) => key.to_string().into(),
+            Self::AdminToken => "admin_token".into(),
+            Self::Session => "session".into(),
+            Self::System => "system".into(),
+            Self::Anonymous => "anonymous".into(),
+        }
+    }
+}
+
 impl fmt::Display for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Agent(key) => fmt::Display::fmt(key, f),
-            Self::AdminToken => f.write_str("admin_token"),
-            Self::Session => f.write_str("session"),
-            Self::System => f.write_str("system"),
-            Self::Anonymous => f.write_str("anonymous"),
-        }
+        f.write_str(&self.word())
     }
 }
 
@@ -49,11 +56,11 @@ impl Record {
     fn of(at: Timestamp, organization: Option<OrgId>, actor: &Actor, action: &'static str) -> Self {
         Self {
             row: AuditRow {
-                id: AuditId::new(),
+                id: AuditId::at(at.millis()),
                 organization,
                 at,
-                actor: actor.to_string(),
-                action: action.to_owned(),
+                actor: Some(actor.word()),
+                action: action.into(),
                 request: None,
                 key: None,
                 target: None,

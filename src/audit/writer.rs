@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::Method;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::clock::{Clock, Timestamp};
@@ -23,9 +23,10 @@ use super::{AuditUnavailable, PATIENCE, Receipt, Record};
 /// Records that may wait: about 8 MiB of them.
 const QUEUE: usize = 16_384;
 /// Records of one transaction.
-const BATCH: usize = 1_000;
-/// How long the first record of a batch waits for company.
-const COMPANY: Duration = Duration::from_millis(50);
+const BATCH: usize = 4_000;
+/// How long the first record of a batch waits for company, when nobody wants to read it: a transaction costs a sync of the
+/// disk, whatever is in it.
+const COMPANY: Duration = Duration::from_millis(200);
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -44,6 +45,8 @@ pub struct Audit(Arc<Inner>);
 
 struct Inner {
     queue: mpsc::Sender<Message>,
+    /// Told when a batch should not wait for company.
+    hurry: Arc<Notify>,
     intents: Intents,
     /// Records lost since the last gap was recorded.
     lost: Arc<AtomicU64>,
@@ -55,6 +58,7 @@ struct Inner {
 /// The half that writes; to be run once.
 pub struct Writer {
     queue: mpsc::Receiver<Message>,
+    hurry: Arc<Notify>,
     store: Store,
     metrics: Arc<Metrics>,
     lost: Arc<AtomicU64>,
@@ -70,15 +74,17 @@ impl Audit {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let (intents, journal) = Intents::new(store.clone(), Arc::clone(&metrics));
         let lost = Arc::new(AtomicU64::new(0));
+        let hurry = Arc::new(Notify::new());
         let inner = Inner {
             queue: sender,
+            hurry: Arc::clone(&hurry),
             intents,
             lost: Arc::clone(&lost),
             clock: clock.clone(),
             metrics: Arc::clone(&metrics),
             on_full: config.on_full,
         };
-        let writer = Writer { queue: receiver, store, metrics, lost, clock, noted: HashMap::new() };
+        let writer = Writer { queue: receiver, hurry, store, metrics, lost, clock, noted: HashMap::new() };
         (Self(Arc::new(inner)), writer, journal)
     }
 
@@ -90,6 +96,10 @@ impl Audit {
     fn lose(&self) {
         self.0.lost.fetch_add(1, Ordering::Relaxed);
         self.0.metrics.audit_dropped.inc();
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.0.clock.now()
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -135,6 +145,7 @@ impl Audit {
         let (done, wait) = oneshot::channel();
         let asked = async {
             if self.0.queue.send(Message::Flush(done)).await.is_ok() {
+                self.0.hurry.notify_one();
                 let _ = wait.await;
             }
         };
@@ -167,12 +178,18 @@ impl Writer {
             }
             let hurry = ending || got == BATCH || batch.iter().any(|message| matches!(message, Message::Flush(_)));
             if !hurry {
-                tokio::time::sleep(COMPANY).await;
-                while batch.len() < BATCH {
-                    match self.queue.try_recv() {
-                        Ok(message) => batch.push(message),
-                        Err(_) => break,
+                tokio::select! {
+                    () = tokio::time::sleep(COMPANY) => {}
+                    () = self.hurry.notified() => {}
+                    () = &mut end => {
+                        self.queue.close();
+                        ending = true;
                     }
+                }
+                while batch.len() < BATCH
+                    && let Ok(message) = self.queue.try_recv()
+                {
+                    batch.push(message);
                 }
             }
             self.write(&mut batch).await;
@@ -202,7 +219,7 @@ impl Writer {
     async fn write(&mut self, batch: &mut Vec<Message>) {
         let mut rows = Vec::with_capacity(batch.len());
         let mut waiting = Vec::new();
-        let mut id = AuditId::new();
+        let mut id = AuditId::at(self.clock.now().millis());
         for message in batch.drain(..) {
             match message {
                 Message::Request(entry) => {

@@ -54,6 +54,7 @@ pub(super) struct RecordLine {
 impl RecordLine {
     /// A record, with the names of keys where they are known.
     pub fn new(row: AuditRow, names: &BTreeMap<String, String>, now: Timestamp) -> Self {
+        let actor = row.actor().into_owned();
         let what = match (row.method, row.path, row.detail) {
             (Some(method), path, _) => format!("{method} {}", path.unwrap_or_default()),
             (None, _, Some(detail)) => told(&detail),
@@ -68,8 +69,8 @@ impl RecordLine {
         let status = row.status.map(|status| status.to_string());
         Self {
             at: When::new(row.at, now),
-            who: names.get(&row.actor).cloned().unwrap_or(row.actor),
-            action: row.action,
+            who: names.get(&actor).cloned().unwrap_or(actor),
+            action: row.action.into_owned(),
             target: row.target.unwrap_or_default(),
             what,
             result: [status, row.code].into_iter().flatten().collect::<Vec<_>>().join(" "),

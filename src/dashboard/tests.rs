@@ -95,7 +95,7 @@ fn record() -> RecordLine {
         id: AuditId::new(),
         organization: None,
         at: NOW,
-        actor: hostile(),
+        actor: Some(hostile().into()),
         action: "request".into(),
         request: None,
         key: None,

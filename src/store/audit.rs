@@ -1,12 +1,16 @@
 //! The audit trail: appended in batches, read newest first, pruned by age.
 
+use std::borrow::Cow;
+
 use sqlx::QueryBuilder;
 
 use crate::clock::Timestamp;
 use crate::ids::{AccountId, AuditId, KeyId, OrgId, RequestId};
 
-use super::codec::read_json;
-use super::db::{Session, execute, on, within};
+use super::about::{self, About};
+use super::audit_insert::{Again, insert_or};
+use super::codec::{read_id, read_json};
+use super::db::{execute, fetch_all, on, within};
 use super::{Error, Page, Paged, Result, Store};
 
 /// One record. Holds no secret, no query string, no body.
@@ -18,10 +22,10 @@ pub struct AuditRow {
     pub organization: Option<OrgId>,
     /// When.
     pub at: Timestamp,
-    /// Who: a key's id, `admin_token`, `session`, `system`, `anonymous`.
-    pub actor: String,
+    /// Who: `admin_token`, `session`, `system`, `anonymous`; `None`: the key that asked.
+    pub actor: Option<Cow<'static, str>>,
     /// What: `request`, `account.connected`, `key.created`…
-    pub action: String,
+    pub action: Cow<'static, str>,
     /// The agent's request, if it is one.
     pub request: Option<RequestId>,
     /// The key that asked, or that the act was about.
@@ -48,6 +52,18 @@ pub struct AuditRow {
     pub detail: Option<serde_json::Value>,
 }
 
+impl AuditRow {
+    /// Who, in a word or by the key's id.
+    #[must_use]
+    pub fn actor(&self) -> Cow<'static, str> {
+        match (&self.actor, self.key) {
+            (Some(actor), _) => actor.clone(),
+            (None, Some(key)) => key.to_string().into(),
+            (None, None) => "anonymous".into(),
+        }
+    }
+}
+
 /// Which records.
 #[derive(Debug, Clone, Default)]
 pub struct AuditFilter {
@@ -65,23 +81,23 @@ pub struct AuditFilter {
     pub status: Option<i64>,
 }
 
-/// Rows that one statement inserts: four texts, each prepared once, and far below both databases' limit of arguments.
-const PIECES: [usize; 4] = [500, 50, 10, 1];
+/// The organization of records that belong to none.
+pub(super) const NOBODY: &[u8] = &[];
 
 /// Rows that one pruning deletes: short enough that nobody waits for the writer.
 const PRUNE: i64 = 5_000;
 
 #[derive(sqlx::FromRow)]
 struct Columns {
-    id: AuditId,
-    organization: Option<OrgId>,
+    organization: Vec<u8>,
+    id: Vec<u8>,
     at: i64,
-    actor: String,
+    actor: Option<String>,
     action: String,
-    request: Option<RequestId>,
-    agent_key: Option<KeyId>,
+    request: Option<Vec<u8>>,
+    agent_key: Option<Vec<u8>>,
     target: Option<String>,
-    account: Option<AccountId>,
+    account: Option<Vec<u8>>,
     method: Option<String>,
     path: Option<String>,
     status: Option<i64>,
@@ -96,16 +112,17 @@ impl TryFrom<Columns> for AuditRow {
     type Error = Error;
 
     fn try_from(row: Columns) -> Result<Self> {
+        let organization = Some(row.organization).filter(|org| !org.is_empty());
         Ok(Self {
-            id: row.id,
-            organization: row.organization,
+            id: read_id("audit.id", &row.id)?,
+            organization: organization.map(|org| read_id("audit.organization", &org)).transpose()?,
             at: Timestamp::from_millis(row.at),
-            actor: row.actor,
-            action: row.action,
-            request: row.request,
-            key: row.agent_key,
+            actor: row.actor.map(Cow::Owned),
+            action: row.action.into(),
+            request: row.request.map(|id| read_id("audit.request", &id)).transpose()?,
+            key: row.agent_key.map(|id| read_id("audit.agent_key", &id)).transpose()?,
             target: row.target,
-            account: row.account,
+            account: row.account.map(|id| read_id("audit.account", &id)).transpose()?,
             method: row.method,
             path: row.path,
             status: row.status,
@@ -116,68 +133,6 @@ impl TryFrom<Columns> for AuditRow {
             detail: row.detail.map(|detail| read_json("audit.detail", &detail)).transpose()?,
         })
     }
-}
-
-/// What becomes of a record whose id stands there already. Either way whoever could not learn whether a batch was stored
-/// may send it again.
-#[derive(Clone, Copy)]
-enum Again {
-    /// It is left alone: it may say more than this one.
-    Keep,
-    /// It is a call's intent, and this one says what became of it.
-    Settle,
-}
-
-impl Again {
-    fn clause(self) -> &'static str {
-        match self {
-            Self::Keep => " on conflict (id) do nothing",
-            Self::Settle => {
-                " on conflict (id) do update set status = excluded.status, code = excluded.code, \
-                 bytes_in = excluded.bytes_in, bytes_out = excluded.bytes_out, duration_us = excluded.duration_us"
-            }
-        }
-    }
-}
-
-/// Inserts records beside the change that they describe.
-pub(super) async fn insert(tx: &mut Session, rows: &[AuditRow]) -> Result<()> {
-    insert_or(tx, rows, Again::Keep).await
-}
-
-async fn insert_or(tx: &mut Session, mut rows: &[AuditRow], again: Again) -> Result<()> {
-    while let Some(size) = PIECES.into_iter().find(|size| *size <= rows.len()) {
-        let (piece, rest) = rows.split_at(size);
-        rows = rest;
-        on!(&mut *tx, connection => {
-            let mut query = QueryBuilder::new(
-                "insert into audit (id, organization, at, actor, action, request, agent_key, target, account, \
-                 method, path, status, code, bytes_in, bytes_out, duration_us, detail) ",
-            );
-            query.push_values(piece, |mut values, row| {
-                values.push_bind(row.id);
-                values.push_bind(row.organization);
-                values.push_bind(row.at.millis());
-                values.push_bind(row.actor.as_str());
-                values.push_bind(row.action.as_str());
-                values.push_bind(row.request);
-                values.push_bind(row.key);
-                values.push_bind(row.target.as_deref());
-                values.push_bind(row.account);
-                values.push_bind(row.method.as_deref());
-                values.push_bind(row.path.as_deref());
-                values.push_bind(row.status);
-                values.push_bind(row.code.as_deref());
-                values.push_bind(row.bytes_in);
-                values.push_bind(row.bytes_out);
-                values.push_bind(row.duration_us);
-                values.push_bind(row.detail.as_ref().map(ToString::to_string));
-            });
-            query.push(again.clause());
-            within(query.build().execute(connection)).await?;
-        });
-    }
-    Ok(())
 }
 
 impl Store {
@@ -208,53 +163,103 @@ impl Store {
     /// # Errors
     /// [`super::Error::Database`].
     pub async fn audit(&self, org: OrgId, filter: &AuditFilter, page: &Page) -> Result<Paged<AuditRow>> {
+        let after = match page.after.as_deref().map(str::parse::<AuditId>) {
+            Some(Ok(id)) => Some(id),
+            // No record has such an id, so none comes after it.
+            Some(Err(_)) => return Ok(Paged { items: Vec::new(), next: None }),
+            None => None,
+        };
+        let mut about = About::of_filter(org, filter);
+        let first = about.next();
         let mut read = self.db.read().await?;
         let rows = on!(&mut read, connection => {
             let mut query = QueryBuilder::new(
-                "select id, organization, at, actor, action, request, agent_key, target, account, method, path, \
-                 status, code, bytes_in, bytes_out, duration_us, detail from audit where organization = ",
+                "select a.organization, a.id, a.at, a.actor, a.action, a.request, a.agent_key, a.target, a.account, \
+                 a.method, a.path, a.status, a.code, a.bytes_in, a.bytes_out, a.duration_us, a.detail from ",
             );
-            query.push_bind(org);
-            // Only the conditions that are wanted, so that each finds its index.
-            if let Some(key) = filter.key {
-                query.push(" and agent_key = ").push_bind(key);
+            // Slice by slice of those where there may be some. SQLite keeps a cross join in the order that it is written.
+            let slice = match first {
+                Some(about) => {
+                    query.push("audit_about s cross join audit a where a.slice = s.slice and s.subject = ");
+                    query.push_bind(about.subject());
+                    query.push(" and ");
+                    "s.slice"
+                }
+                None => {
+                    query.push("audit a where ");
+                    "a.slice"
+                }
+            };
+            query.push("a.organization = ").push_bind(org.as_bytes());
+            for about in about {
+                query.push(" and exists (select 1 from audit_about o where o.slice = s.slice and o.subject = ");
+                query.push_bind(about.subject()).push(")");
             }
-            if let Some(target) = filter.target.as_deref() {
-                query.push(" and target = ").push_bind(target);
-            }
-            if let Some(account) = filter.account {
-                query.push(" and account = ").push_bind(account);
+            // Both databases find their place in the index by these; other forms of the same make them read a slice from
+            // its newest record on.
+            if let Some(after) = &after {
+                let at = about::slice(*after);
+                if first.is_some() {
+                    query.push(" and s.slice <= ").push_bind(at).push(" and a.id < ").push_bind(after.as_bytes());
+                } else {
+                    query.push(" and (a.slice, a.id) < (").push_bind(at).push(", ");
+                    query.push_bind(after.as_bytes()).push(")");
+                }
             }
             if let Some(since) = filter.since {
-                query.push(" and at >= ").push_bind(since.millis());
+                query.push(format_args!(" and {slice} >= ")).push_bind(about::first_slice(since));
+                query.push(" and a.at >= ").push_bind(since.millis());
             }
             if let Some(until) = filter.until {
-                query.push(" and at < ").push_bind(until.millis());
+                query.push(" and a.at < ").push_bind(until.millis());
+            }
+            if let Some(key) = &filter.key {
+                query.push(" and a.agent_key = ").push_bind(key.as_bytes());
+            }
+            if let Some(target) = filter.target.as_deref() {
+                query.push(" and a.target = ").push_bind(target);
+            }
+            if let Some(account) = &filter.account {
+                query.push(" and a.account = ").push_bind(account.as_bytes());
             }
             if let Some(status) = filter.status {
-                query.push(" and status = ").push_bind(status);
+                query.push(" and a.status = ").push_bind(status);
             }
-            if let Some(after) = page.after.as_deref() {
-                query.push(" and id < ").push_bind(after);
-            }
-            query.push(" order by id desc limit ").push_bind(page.rows());
+            query.push(format_args!(" order by {slice} desc, a.id desc limit ")).push_bind(page.rows());
             within(query.build_query_as::<Columns>().persistent(false).fetch_all(connection)).await?
         });
         let rows = rows.into_iter().map(AuditRow::try_from).collect::<Result<_>>()?;
         Ok(page.cut(rows, |row: &AuditRow| row.id.to_string()))
     }
 
-    /// Deletes records older than `before`, a bounded number at a time; answers how many.
+    /// Deletes records that were written before this, a bounded number at a time; answers how many.
     ///
     /// # Errors
     /// [`super::Error::Database`].
     pub async fn prune_audit(&self, before: Timestamp) -> Result<u64> {
+        let end = AuditId::first_of(before.millis());
         let mut tx = self.db.write().await?;
-        let gone = execute!(
+        let organizations = fetch_all!(&mut tx, (OrgId,), "select id from organizations order by id")?;
+        let organizations = organizations.iter().map(|(org,)| org.as_bytes()).chain([NOBODY]);
+        let mut gone = 0;
+        for organization in organizations {
+            gone += execute!(
+                &mut tx,
+                "delete from audit where organization = $1 and (slice, id) in (select slice, id from audit \
+                 where organization = $1 and (slice, id) < ($2, $3) order by slice, id limit $4)",
+                organization,
+                about::slice(end),
+                end.as_bytes(),
+                PRUNE - gone as i64
+            )?;
+        }
+        // Each record left three of these at most.
+        execute!(
             &mut tx,
-            "delete from audit where id in (select id from audit where at < $1 order by at limit $2)",
-            before.millis(),
-            PRUNE
+            "delete from audit_about where (subject, slice) in \
+             (select subject, slice from audit_about where slice < $1 order by slice limit $2)",
+            about::slice(end),
+            3 * PRUNE
         )?;
         tx.commit().await?;
         Ok(gone)

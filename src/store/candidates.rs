@@ -6,7 +6,7 @@ use crate::vault::Sealed;
 
 use super::codec::word;
 use super::db::{Session, execute, fetch_all, fetch_optional};
-use super::{AuditRow, Reason, Result, Store, audit};
+use super::{AuditRow, Reason, Result, Store, audit_insert};
 
 /// One of them.
 #[derive(Clone)]
@@ -38,7 +38,7 @@ async fn revive(
         time,
     )?;
     match organization {
-        Some((organization,)) => audit::insert(tx, std::slice::from_ref(&revived(organization))).await,
+        Some((organization,)) => audit_insert::insert(tx, std::slice::from_ref(&revived(organization))).await,
         None => Ok(()),
     }
 }

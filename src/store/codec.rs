@@ -6,6 +6,7 @@ use serde::de::value::{Error as WordError, StrDeserializer};
 use serde::de::{DeserializeOwned, IntoDeserializer};
 
 use crate::clock::Timestamp;
+use crate::ids::ParseIdError;
 
 use super::{Error, Result};
 
@@ -33,6 +34,14 @@ pub(super) fn read_json<T: DeserializeOwned>(what: &'static str, text: &str) -> 
 
 pub(super) fn read_hash(what: &'static str, bytes: &[u8]) -> Result<[u8; 32]> {
     bytes.try_into().map_err(|_| unreadable(what, format_args!("{} bytes instead of 32", bytes.len())))
+}
+
+/// An id that is stored as its bytes.
+pub(super) fn read_id<'a, T: TryFrom<&'a [u8], Error = ParseIdError>>(
+    what: &'static str,
+    bytes: &'a [u8],
+) -> Result<T> {
+    T::try_from(bytes).map_err(|problem| unreadable(what, problem))
 }
 
 pub(super) fn read_time(millis: Option<i64>) -> Option<Timestamp> {

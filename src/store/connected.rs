@@ -6,7 +6,7 @@ use crate::vault::Sealed;
 use super::codec::{json, millis, word};
 use super::db::{Session, execute, fetch_all};
 use super::targets::{self, TargetKind, TargetRow};
-use super::{AccountRow, AuditRow, Error, NewTokens, Result, Store, accounts, audit, policy};
+use super::{AccountRow, AuditRow, Error, NewTokens, Result, Store, accounts, audit_insert, policy};
 
 /// A finished connect flow, saved in one transaction: account, tokens, managed targets, audit record.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ impl Store {
         }
         execute!(&mut tx, "delete from token_candidates where account = $1", account.id)?;
         match_targets(&mut tx, account).await?;
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         let stored = read_back(&mut tx, account.organization, account.id).await?;
         tx.commit().await?;
         Ok(stored)

@@ -5,7 +5,7 @@ use crate::ids::{AccountId, CandidateId, JobId, OrgId, TargetId};
 use crate::vault::Sealed;
 
 use super::db::{Session, execute, fetch_all, fetch_optional};
-use super::{AuditRow, Error, Result, Store, TargetRef, audit, policy};
+use super::{AuditRow, Error, Result, Store, TargetRef, audit_insert, policy};
 
 /// A disconnect as it was decided: from one state of the account, with the tokens of that state to be revoked.
 pub struct Disconnect {
@@ -110,7 +110,7 @@ impl Store {
                 wish.at.millis()
             )?;
         }
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await?;
         Ok(Disconnected::Done(targets))
     }

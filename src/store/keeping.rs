@@ -7,7 +7,7 @@ use crate::ids::{AccountId, OrgId};
 
 use super::codec::read_word;
 use super::db::{execute, fetch_all};
-use super::{AuditRow, LONGEST_PAUSE, Result, Status, Store, audit};
+use super::{AuditRow, LONGEST_PAUSE, Result, Status, Store, audit_insert};
 
 /// How long before its own end a refresh token is said to end soon.
 pub const ENDING: Duration = Duration::from_secs(7 * 24 * 3_600);
@@ -102,7 +102,7 @@ impl Store {
         if marked == 0 {
             return Ok(false);
         }
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await?;
         Ok(true)
     }

@@ -8,7 +8,7 @@ use crate::ids::{KeyId, OrgId, TargetId};
 
 use super::codec::{json, millis, read_hash, read_json, read_time, read_word, unreadable, word};
 use super::db::{execute, fetch_all, fetch_optional};
-use super::{AuditRow, Error, Page, Paged, Result, Store, audit, policy};
+use super::{AuditRow, Error, Page, Paged, Result, Store, audit_insert, policy};
 
 /// One agent key; the key itself is nowhere.
 #[derive(Debug, Clone)]
@@ -146,7 +146,7 @@ impl Store {
             millis(key.last_used_at),
             millis(key.revoked_at),
         )?;
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await
     }
 
@@ -200,7 +200,7 @@ impl Store {
         if changed == 0 {
             return Err(Error::NotFound);
         }
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await
     }
 
@@ -270,7 +270,7 @@ impl Store {
         if put == 0 {
             return Err(Error::NotFound);
         }
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await
     }
 
@@ -292,7 +292,7 @@ impl Store {
         if gone == 0 {
             return Ok(false);
         }
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await?;
         Ok(true)
     }

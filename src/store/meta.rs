@@ -4,7 +4,7 @@ use crate::clock::Timestamp;
 use crate::ids::OrgId;
 
 use super::db::{execute, fetch_all, fetch_optional};
-use super::{AuditRow, Error, Result, Store, audit};
+use super::{AuditRow, Error, Result, Store, audit_insert};
 
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Store {
             org.name.as_str(),
             org.created_at.millis()
         )?;
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await
     }
 

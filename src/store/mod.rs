@@ -3,8 +3,10 @@
 //!
 //! Secrets come in and go out as [`Sealed`](crate::vault::Sealed); nothing here can open one.
 
+mod about;
 mod accounts;
 mod audit;
+mod audit_insert;
 mod candidates;
 mod changes;
 mod codec;

@@ -11,7 +11,7 @@ use crate::vault::Sealed;
 
 use super::codec::{json, millis, read_word, word};
 use super::db::{execute, fetch_optional};
-use super::{AuditRow, Reason, Result, Store, Validity, audit, keeping};
+use super::{AuditRow, Reason, Result, Store, Validity, audit_insert, keeping};
 
 /// New tokens of an account.
 #[derive(Clone)]
@@ -113,9 +113,9 @@ impl Store {
                 time,
             )?;
             let reason = read_word("accounts.reason", &reason)?;
-            audit::insert(&mut tx, std::slice::from_ref(&recovered(reason))).await?;
+            audit_insert::insert(&mut tx, std::slice::from_ref(&recovered(reason))).await?;
         }
-        audit::insert(&mut tx, records).await?;
+        audit_insert::insert(&mut tx, records).await?;
         tx.commit().await?;
         Ok(true)
     }
@@ -158,7 +158,7 @@ impl Store {
             now.millis(),
         )?;
         if changed > 0 {
-            audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+            audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         }
         tx.commit().await?;
         Ok(true)
@@ -190,7 +190,7 @@ impl Store {
         if changed == 0 {
             return Ok(false);
         }
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await?;
         Ok(true)
     }

@@ -6,7 +6,7 @@ use crate::vault::Sealed;
 
 use super::codec::read_json;
 use super::db::{execute, fetch_all};
-use super::{AuditRow, Captures, Error, NewRevocation, Result, Store, audit};
+use super::{AuditRow, Captures, Error, NewRevocation, Result, Store, audit_insert};
 
 /// One token to revoke.
 #[derive(Clone)]
@@ -127,7 +127,7 @@ impl Store {
         if execute!(&mut tx, "delete from revocations where id = $1", id)? == 0 {
             return Ok(());
         }
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await
     }
 
@@ -146,7 +146,7 @@ impl Store {
         if postponed == 0 {
             return Ok(());
         }
-        audit::insert(&mut tx, record.map(std::slice::from_ref).unwrap_or_default()).await?;
+        audit_insert::insert(&mut tx, record.map(std::slice::from_ref).unwrap_or_default()).await?;
         tx.commit().await
     }
 }

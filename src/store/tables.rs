@@ -8,7 +8,7 @@ use self::Kind::{Bigint, Bytes, Sealed, Text};
 pub(super) enum Kind {
     Text,
     Bigint,
-    /// Hashes, and facts.
+    /// Hashes, facts, the ids of audit records.
     Bytes,
     /// A value that only the vault opens. Its place is table, primary key and column.
     Sealed,
@@ -176,17 +176,18 @@ pub(super) const TABLES: &[Table] = &[
     Table { name: "sessions", key: 1, columns: &[("hash", Bytes), ("created_at", Bigint), ("expires_at", Bigint)] },
     Table {
         name: "audit",
-        key: 1,
+        key: 3,
         columns: &[
-            ("id", Text),
-            ("organization", Text),
+            ("organization", Bytes),
+            ("slice", Bigint),
+            ("id", Bytes),
             ("at", Bigint),
             ("actor", Text),
             ("action", Text),
-            ("request", Text),
-            ("agent_key", Text),
+            ("request", Bytes),
+            ("agent_key", Bytes),
             ("target", Text),
-            ("account", Text),
+            ("account", Bytes),
             ("method", Text),
             ("path", Text),
             ("status", Bigint),
@@ -197,6 +198,7 @@ pub(super) const TABLES: &[Table] = &[
             ("detail", Text),
         ],
     },
+    Table { name: "audit_about", key: 2, columns: &[("subject", Bigint), ("slice", Bigint)] },
 ];
 
 /// Where sealed values stand.

@@ -8,7 +8,7 @@ use crate::vault::Sealed;
 
 use super::codec::{json, read_json, unreadable};
 use super::db::{Session, execute, fetch_all, fetch_optional};
-use super::{AuditRow, Error, Page, Paged, Result, Store, audit, policy};
+use super::{AuditRow, Error, Page, Paged, Result, Store, audit_insert, policy};
 
 /// What a target is.
 #[derive(Clone)]
@@ -198,7 +198,7 @@ impl Store {
         let mut tx = self.db.write().await?;
         policy::raise(&mut tx).await?;
         insert(&mut tx, target).await?;
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await
     }
 
@@ -253,7 +253,7 @@ impl Store {
         if changed == 0 {
             return Err(Error::NotFound);
         }
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await
     }
 
@@ -270,7 +270,7 @@ impl Store {
         if gone == 0 {
             return Ok(false);
         }
-        audit::insert(&mut tx, std::slice::from_ref(record)).await?;
+        audit_insert::insert(&mut tx, std::slice::from_ref(record)).await?;
         tx.commit().await?;
         Ok(true)
     }

@@ -8,6 +8,7 @@ use http::Method;
 use http_body_util::Full;
 use keyward::access::AgentKey;
 use keyward::clock::{Clock, Timestamp};
+use keyward::ids::{AccountId, AuditId, KeyId, OrgId, RequestId};
 use serde_json::{Value, json};
 use sqlx::Row;
 
@@ -41,19 +42,32 @@ async fn requests(k: &Keyward, query: &str) -> BTreeMap<String, Value> {
 async fn rows(world: &World) -> Vec<BTreeMap<String, String>> {
     let path = world.dir.path().join("keyward.db");
     let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}?mode=ro", path.display())).await.unwrap();
-    let columns = "id organization at actor action request agent_key target account method path status code bytes_in bytes_out duration_us detail";
-    let list = columns.split(' ').map(|name| format!("cast({name} as text) as {name}")).collect::<Vec<_>>().join(", ");
-    let found =
-        sqlx::query(sqlx::AssertSqlSafe(format!("select {list} from audit order by id"))).fetch_all(&pool).await;
-    let found = found.unwrap();
+    let ids = ["id", "organization", "request", "agent_key", "account"];
+    let texts = "at actor action target method path status code bytes_in bytes_out duration_us detail";
+    let list = texts.split(' ').map(|name| format!("cast({name} as text) as {name}")).collect::<Vec<_>>().join(", ");
+    let sql = format!("select {}, {list} from audit order by id", ids.join(", "));
+    let found = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&pool).await.unwrap();
     pool.close().await;
     found
         .iter()
         .map(|row| {
-            let value = |name: &str| row.get::<Option<String>, _>(name).unwrap_or_default();
-            columns.split(' ').map(|name| (name.to_owned(), value(name))).collect()
+            let ids = ids.map(|name| (name.to_owned(), id_text(name, row.get(name))));
+            let text = |name: &str| row.get::<Option<String>, _>(name).unwrap_or_default();
+            ids.into_iter().chain(texts.split(' ').map(|name| (name.to_owned(), text(name)))).collect()
         })
         .collect()
+}
+
+/// An id of this column, as the API shows it.
+fn id_text(column: &str, bytes: Option<&[u8]>) -> String {
+    match (column, bytes.unwrap_or_default()) {
+        (_, []) => String::new(),
+        ("id", bytes) => AuditId::try_from(bytes).unwrap().to_string(),
+        ("organization", bytes) => OrgId::try_from(bytes).unwrap().to_string(),
+        ("request", bytes) => RequestId::try_from(bytes).unwrap().to_string(),
+        ("agent_key", bytes) => KeyId::try_from(bytes).unwrap().to_string(),
+        (_, bytes) => AccountId::try_from(bytes).unwrap().to_string(),
+    }
 }
 
 fn id(answer: &Answer) -> String {

@@ -33,12 +33,13 @@ fn vault(keys: &str) -> Vault {
     Vault::new(Keyring::parse(&Secret::new(keys.to_owned())).unwrap())
 }
 
-fn record(action: &str) -> AuditRow {
+fn record(action: &'static str) -> AuditRow {
+    let now = Clock::system().now();
     AuditRow {
-        id: AuditId::new(),
+        id: AuditId::at(now.millis()),
         organization: None,
-        at: Clock::system().now(),
-        actor: "system".into(),
+        at: now,
+        actor: Some("system".into()),
         action: action.into(),
         request: None,
         key: None,

@@ -291,11 +291,11 @@ pub(super) fn revived(org: OrgId) -> AuditRow {
 
 pub(super) fn record(org: Option<OrgId>, action: &str) -> AuditRow {
     AuditRow {
-        id: AuditId::new(),
+        id: AuditId::at(at(10).millis()),
         organization: org,
         at: at(10),
-        actor: "admin_token".into(),
-        action: action.into(),
+        actor: Some("admin_token".into()),
+        action: action.to_owned().into(),
         request: None,
         key: None,
         target: None,

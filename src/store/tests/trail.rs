@@ -1,7 +1,7 @@
 //! The audit trail.
 
 use super::fixture::*;
-use crate::ids::{AccountId, KeyId, RequestId};
+use crate::ids::{AccountId, AuditId, KeyId, RequestId};
 use crate::store::*;
 
 #[tokio::test]
@@ -47,6 +47,7 @@ async fn records_come_newest_first_and_by_filter() {
         let (key, account) = (KeyId::new(), AccountId::new());
         let rows: Vec<AuditRow> = (0..6)
             .map(|n| AuditRow {
+                id: AuditId::at(at(n * 100).millis()),
                 at: at(n * 100),
                 key: (n % 2 == 0).then_some(key),
                 account: (n == 2).then_some(account),
@@ -88,6 +89,49 @@ async fn records_come_newest_first_and_by_filter() {
         // Also those of others and of nobody, and the one of the other organization's making.
         assert_eq!(f.store.prune_audit(at(300)).await.unwrap(), 6);
         assert_eq!(found(any()).await, [5, 4, 3]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_filter_finds_its_records_in_every_slice_of_time() {
+    on_each(async |f| {
+        let (key, other) = (KeyId::new(), KeyId::new());
+        let rows: Vec<AuditRow> = (0..40)
+            .map(|n| AuditRow {
+                id: AuditId::at(at(n * 3_000).millis()),
+                at: at(n * 3_000),
+                key: Some(if n % 3 == 0 { key } else { other }),
+                target: Some(if n % 2 == 0 { "crm" } else { "mail" }.into()),
+                status: Some(n),
+                ..record(Some(f.org), "request")
+            })
+            .collect();
+        f.store.append_audit(&rows).await.unwrap();
+        let found = async |filter: AuditFilter| {
+            let mut seen = Vec::new();
+            let mut page = Page { limit: 3, after: None };
+            loop {
+                let part = f.store.audit(f.org, &filter, &page).await.unwrap();
+                seen.extend(part.items.iter().map(|row| row.status.unwrap()));
+                page.after = part.next;
+                if page.after.is_none() {
+                    return seen;
+                }
+            }
+        };
+        let wanted = |wanted: fn(&i64) -> bool| (0..40).rev().filter(wanted).collect::<Vec<_>>();
+        let by_key = AuditFilter { key: Some(key), ..AuditFilter::default() };
+        assert_eq!(found(by_key.clone()).await, wanted(|n| n % 3 == 0));
+        let both = AuditFilter { target: Some("crm".into()), ..by_key.clone() };
+        assert_eq!(found(both).await, wanted(|n| n % 6 == 0));
+        let late = AuditFilter { since: Some(at(60_000)), ..by_key.clone() };
+        assert_eq!(found(late).await, wanted(|n| n % 3 == 0 && *n >= 20));
+
+        assert_eq!(f.store.prune_audit(at(60_000)).await.unwrap(), 20);
+        assert_eq!(found(by_key).await, wanted(|n| n % 3 == 0 && *n >= 20));
+        let nonsense = Page { limit: 3, after: Some("aud_1".into()) };
+        assert!(f.store.audit(f.org, &AuditFilter::default(), &nonsense).await.unwrap().items.is_empty());
     })
     .await;
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use keyward::ids::AccountId;
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
 use sqlx::{ConnectOptions, Connection, FromRow, PgConnection};
@@ -44,7 +45,9 @@ pub async fn end_leases(world: &World) {
 /// How often each account was told to be disconnected.
 pub async fn ends_told(world: &World) -> BTreeMap<String, i64> {
     let sql = "select account, count(*) from audit where action = 'account.disconnected' group by account";
-    rows(world, Life::Alive, sql).await.into_iter().collect()
+    let told: Vec<(Vec<u8>, i64)> = rows(world, Life::Alive, sql).await;
+    let id = |bytes: Vec<u8>| AccountId::try_from(&*bytes).unwrap().to_string();
+    told.into_iter().map(|(account, times)| (id(account), times)).collect()
 }
 
 async fn rows<T>(world: &World, life: Life, sql: &'static str) -> Vec<T>

@@ -1,0 +1,166 @@
+//! Writing records: many rows in one statement, whose text is built once and prepared once. This runs for every request,
+//! so it is the one place of the store that counts its steps.
+
+use std::collections::HashSet;
+use std::fmt::Write;
+use std::sync::LazyLock;
+
+use super::about::{self, About};
+use super::audit::NOBODY;
+use super::db::{Session, on, within};
+use super::{AuditRow, Result};
+
+/// Rows that one statement inserts. Each half of the one before, so that no number of rows needs many statements; the
+/// largest is far below both databases' limit of arguments.
+const PIECES: [usize; 9] = [256, 128, 64, 32, 16, 8, 4, 2, 1];
+
+/// What becomes of a record whose id stands there already. Either way whoever could not learn whether a batch was stored
+/// may send it again.
+#[derive(Clone, Copy)]
+pub(super) enum Again {
+    /// It is left alone: it may say more than this one.
+    Keep,
+    /// It is a call's intent, and this one says what became of it.
+    Settle,
+}
+
+const COLUMNS: &[&str] = &[
+    "organization",
+    "slice",
+    "id",
+    "at",
+    "actor",
+    "action",
+    "request",
+    "agent_key",
+    "target",
+    "account",
+    "method",
+    "path",
+    "status",
+    "code",
+    "bytes_in",
+    "bytes_out",
+    "duration_us",
+    "detail",
+];
+
+static KEEP: LazyLock<Insert> =
+    LazyLock::new(|| Insert::new("audit", COLUMNS, "on conflict (organization, slice, id) do nothing"));
+static SETTLE: LazyLock<Insert> = LazyLock::new(|| {
+    let update = "on conflict (organization, slice, id) do update set status = excluded.status, code = excluded.code, \
+                  bytes_in = excluded.bytes_in, bytes_out = excluded.bytes_out, duration_us = excluded.duration_us";
+    Insert::new("audit", COLUMNS, update)
+});
+static ABOUT: LazyLock<Insert> =
+    LazyLock::new(|| Insert::new("audit_about", &["subject", "slice"], "on conflict (subject, slice) do nothing"));
+
+/// One insert: its texts for each of [`PIECES`].
+struct Insert {
+    sqlite: [String; PIECES.len()],
+    postgres: [String; PIECES.len()],
+}
+
+impl Insert {
+    fn new(table: &str, columns: &[&str], conflict: &str) -> Self {
+        let text = |rows: usize, placeholder: fn(&mut String, usize)| {
+            let mut sql = format!("insert into {table} ({}) values ", columns.join(", "));
+            for at in 0..rows * columns.len() {
+                sql.push_str(match (at, at % columns.len()) {
+                    (0, _) => "(",
+                    (_, 0) => "), (",
+                    _ => ", ",
+                });
+                placeholder(&mut sql, at + 1);
+            }
+            write!(sql, ") {conflict}").expect("a String takes everything");
+            sql
+        };
+        Self {
+            // SQLite looks a named parameter up in a list of all, each time that one is bound; one without a name it
+            // counts.
+            sqlite: PIECES.map(|rows| text(rows, |sql, _| sql.push('?'))),
+            postgres: PIECES.map(|rows| text(rows, |sql, number| write!(sql, "${number}").expect("as above"))),
+        }
+    }
+
+    /// The text for the largest piece of this many rows, and how many it takes.
+    fn piece(&'static self, session: &Session, rows: usize) -> Option<(usize, &'static str)> {
+        let place = PIECES.iter().position(|piece| *piece <= rows)?;
+        let texts = match session {
+            Session::Sqlite(_) => &self.sqlite,
+            Session::Postgres(_) => &self.postgres,
+        };
+        Some((PIECES[place], &texts[place]))
+    }
+}
+
+/// Inserts records beside the change that they describe. The last thing before the commit: what it takes, other
+/// transactions may want too, and they must not wait for long or in a circle.
+pub(super) async fn insert(tx: &mut Session, rows: &[AuditRow]) -> Result<()> {
+    insert_or(tx, rows, Again::Keep).await
+}
+
+pub(super) async fn insert_or(tx: &mut Session, rows: &[AuditRow], again: Again) -> Result<()> {
+    insert_rows(tx, rows, again).await?;
+    insert_about(tx, rows).await
+}
+
+async fn insert_rows(tx: &mut Session, mut rows: &[AuditRow], again: Again) -> Result<()> {
+    let insert = match again {
+        Again::Keep => &*KEEP,
+        Again::Settle => &*SETTLE,
+    };
+    while let Some((size, sql)) = insert.piece(tx, rows.len()) {
+        let (piece, rest) = rows.split_at(size);
+        rows = rest;
+        on!(&mut *tx, connection => {
+            let mut query = sqlx::query(sql);
+            for row in piece {
+                query = query
+                    .bind(row.organization.as_ref().map_or(NOBODY, |org| org.as_bytes()))
+                    .bind(about::slice(row.id))
+                    .bind(row.id.as_bytes())
+                    .bind(row.at.millis())
+                    .bind(row.actor.as_deref())
+                    .bind(&*row.action)
+                    .bind(row.request.as_ref().map(|id| id.as_bytes()))
+                    .bind(row.key.as_ref().map(|id| id.as_bytes()))
+                    .bind(row.target.as_deref())
+                    .bind(row.account.as_ref().map(|id| id.as_bytes()))
+                    .bind(row.method.as_deref())
+                    .bind(row.path.as_deref())
+                    .bind(row.status)
+                    .bind(row.code.as_deref())
+                    .bind(row.bytes_in)
+                    .bind(row.bytes_out)
+                    .bind(row.duration_us)
+                    .bind(row.detail.as_ref().map(ToString::to_string));
+            }
+            within(query.execute(connection)).await?;
+        });
+    }
+    Ok(())
+}
+
+/// Says in which slices to look for these.
+async fn insert_about(tx: &mut Session, rows: &[AuditRow]) -> Result<()> {
+    let seen: HashSet<_> =
+        rows.iter().flat_map(|row| About::of_row(row).map(|about| (about, about::slice(row.id)))).collect();
+    let mut entries: Vec<_> = seen.into_iter().map(|(about, slice)| (about.subject(), slice)).collect();
+    // In one order everywhere: two instances that write the same must not wait for each other in a circle.
+    entries.sort_unstable();
+    let mut entries = &entries[..];
+    while let Some((size, sql)) = ABOUT.piece(tx, entries.len()) {
+        let (piece, rest) = entries.split_at(size);
+        entries = rest;
+        on!(&mut *tx, connection => {
+            let mut query = sqlx::query(sql);
+            for (subject, slice) in piece {
+                query = query.bind(subject).bind(slice);
+            }
+            within(query.execute(connection)).await?;
+        });
+    }
+    Ok(())
+}
