@@ -101,14 +101,11 @@ impl Receipt {
     }
 
     /// Puts a call that may change something on record, before it leaves. After this the record survives a crash; until
-    /// the receipt closes it says [`UNKNOWN`]. Calls that only read by their method (RFC 9110 §9.2.1) return at once.
+    /// the receipt closes it says [`UNKNOWN`].
     ///
     /// # Errors
     /// [`AuditUnavailable`] when the store did not take it within 5 s: the call must not leave.
     pub async fn intend(&mut self) -> Result<(), AuditUnavailable> {
-        if self.entry.method.is_safe() {
-            return Ok(());
-        }
         let id = *self.entry.intent.insert(AuditId::at(self.audit.now().millis()));
         let row = self.entry.row(id, Some(UNKNOWN));
         self.audit.intents().commit(row).await

@@ -171,7 +171,9 @@ impl Gateway {
         if let Some(room) = &grant.target().room {
             receipt.hold(room.enter(self.shared.timeouts.queue).await?);
         }
-        receipt.intend().await?;
+        if !outbound.only_reads() {
+            receipt.intend().await?;
+        }
         let reply = self.upstreams.send(outbound).await?;
         if reply.response.status() == StatusCode::UNAUTHORIZED && bearer.generation() != 0 {
             return self.doubted(reply, grant, bearer, again).await;

@@ -56,6 +56,11 @@ impl Outbound {
         };
         Ok((assemble(grant.clone(), line, fields, body, bearer)?, again))
     }
+
+    /// Whether it changes nothing, as far as HTTP says (RFC 9110 §9.2.1). What a WebSocket does its handshake doesn't say.
+    pub(super) fn only_reads(&self) -> bool {
+        self.request.method().is_safe() && self.handshake.is_none()
+    }
 }
 
 impl Again {

@@ -71,6 +71,49 @@ async fn a_call_that_may_change_something_is_on_record_before_it_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_is_on_record_before_it_leaves() {
+    let k = Keyward::start().await;
+    let go = Arc::new(Notify::new());
+    let held = Arc::clone(&go);
+    let upstream = Upstream::start(move |mut line| {
+        let held = Arc::clone(&held);
+        async move {
+            line.head().await;
+            held.notified().await;
+            // Its handshake is turned down: a request like others.
+            line.say(OK).await;
+        }
+    })
+    .await;
+    let credential = json!({"kind": "bearer", "token": "the-injected-token"});
+    let target = json!({"slug": "live", "base_url": upstream.url(), "credential": credential, "websocket": true});
+    k.api("POST", "/targets", Some(target)).await;
+    let key = k.new_key().await;
+    k.grant(&key, "live", "write").await;
+    let before = recorded(&k.world).await;
+    let shake = [
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+    ];
+    let mut wire = k.wire().await;
+    wire.send(head(&key, "GET /proxy/live/a", &shake)).await;
+    eventually("it arrives", || upstream.requests() == 1).await;
+    let with = |status, code: Option<&str>| {
+        let mut expected = before.clone();
+        expected.push(("/a".to_owned(), status, code.map(str::to_owned)));
+        expected
+    };
+    assert_eq!(recorded(&k.world).await, with(None, Some("unknown")));
+    go.notify_one();
+    assert_eq!(wire.answer().await.status, 200);
+    k.app.audit().flush().await;
+    assert_eq!(recorded(&k.world).await, with(Some(200), None));
+    k.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_can_not_be_put_on_record_does_not_leave() {
     let k = Keyward::start().await;
     let upstream = Upstream::saying(OK).await;

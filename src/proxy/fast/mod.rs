@@ -135,7 +135,9 @@ impl Gateway {
             let place = agent.during(room.enter(self.shared.timeouts.queue)).await?;
             receipt.hold(place.map_err(Refusal::from)?);
         }
-        agent.during(receipt.intend()).await?.map_err(Refusal::from)?;
+        if !call.method.is_safe() {
+            agent.during(receipt.intend()).await?.map_err(Refusal::from)?;
+        }
         let (answer, exchange) = self.exchange(agent, call, &grant, &bearer, receipt, wire).await?;
         if answer.status != StatusCode::UNAUTHORIZED || bearer.generation() == 0 {
             return Ok((answer, exchange, grant, bearer));
