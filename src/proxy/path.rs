@@ -61,13 +61,14 @@ fn decode(bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
     Ok(decoded)
 }
 
-/// Behind an encoded `%`: would another round of decoding make a dot, a slash, a backslash or a control byte of it?
+/// Behind an encoded `%`: would another round of decoding make a dot, a slash, a backslash, a control byte, or the `;` that
+/// some servers cut `..;` at, of it?
 fn doubly(mut rest: &[u8]) -> bool {
     while let Some(after) = rest.strip_prefix(b"25") {
         rest = after;
     }
     let [high, low, ..] = rest else { return false };
-    matches!(hex(*high, *low), Some(b'.' | b'/' | b'\\' | 0..=0x1f | 0x7f))
+    matches!(hex(*high, *low), Some(b'.' | b'/' | b'\\' | b';' | 0..=0x1f | 0x7f))
 }
 
 /// The byte that an escape at the start of `text` stands for.
@@ -156,6 +157,8 @@ mod tests {
             "/%252e%252e/b",
             "/a%252fb",
             "/a%255cb",
+            "/a/..%253bx/b",
+            "/.%25253b",
             "/a%25252e",
             "/a%2500",
             "//a",
