@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::{http1, http2};
 use rustls::ServerConfig;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use super::connection::connection;
@@ -33,6 +34,9 @@ const BACKLOG: i32 = 4096;
 const LINGER: Duration = Duration::from_secs(2);
 /// What hyper may hold of one connection at least: body parts are read and written in pieces of up to this.
 const BUFFER: usize = 64 * 1024;
+
+/// Turns in which the kernel's queue of connections is emptied at the end; a turn takes a hundred or so.
+const LAST_CALLS: usize = 32;
 
 /// Header lines that hyper has room for on its stack; another number costs it a little work for each head.
 const HEADERS: usize = 100;
@@ -131,14 +135,11 @@ pub async fn serve<S, F, B>(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((tcp, peer)) => {
-                let _ = tcp.set_nodelay(true);
-                tokio::task::spawn_local(connection(tcp, Peer(peer), Rc::clone(&house), service.clone()));
-            }
+            Ok((tcp, peer)) => begin(tcp, peer, &house, &service),
             Err(error) => accept_failed(&error).await,
         }
     }
-    drop(listener);
+    last_call(listener, |tcp, peer| begin(tcp, peer, &house, &service), || house.has_room(limits.connections)).await;
     house.stop(Stop::Soft);
     tokio::select! {
         () = house.empty() => return,
@@ -146,6 +147,41 @@ pub async fn serve<S, F, B>(
     }
     house.stop(Stop::Hard);
     house.empty().await;
+}
+
+fn begin<S, F, B>(tcp: TcpStream, peer: SocketAddr, house: &Rc<House>, service: &S)
+where
+    S: Fn(Request<Incoming>, Line) -> F + Clone + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + 'static,
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let _ = tcp.set_nodelay(true);
+    tokio::task::spawn_local(connection(tcp, Peer(peer), Rc::clone(house), service.clone()));
+}
+
+/// Lets in whoever has connected already, closes the listener, and has what was sent by then read: closing a socket over
+/// requests resets it, and their senders could not know whether they count.
+async fn last_call(listener: TcpListener, begin: impl Fn(TcpStream, SocketAddr), has_room: impl Fn() -> bool) {
+    for _ in 0..LAST_CALLS {
+        // The runtime asks the system for what is new before it goes on here.
+        tokio::task::yield_now().await;
+        let mut came = false;
+        while has_room()
+            && let Some(Ok((tcp, peer))) = listener.accept().now_or_never()
+        {
+            begin(tcp, peer);
+            came = true;
+        }
+        if !came {
+            break;
+        }
+    }
+    drop(listener);
+    // Each new connection waits for its bytes in one turn, and has them in the next.
+    for _ in 0..3 {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Waits a little when the process or the system is out of something; the next connection can be tried at once when the
@@ -211,9 +247,13 @@ impl House {
     }
 
     async fn room(&self, connections: usize) {
-        while self.live.get() >= connections.max(1) {
+        while !self.has_room(connections) {
             self.left.notified().await;
         }
+    }
+
+    fn has_room(&self, connections: usize) -> bool {
+        self.live.get() < connections.max(1)
     }
 
     async fn empty(&self) {
@@ -254,7 +294,6 @@ impl Drop for Place {
 mod tests {
     use http_body_util::Full;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
     use tokio::task::LocalSet;
 
     use super::*;
@@ -380,6 +419,41 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(100)).await;
             shutdown.stop_now();
             assert!(running.await.unwrap().is_empty());
+        })
+        .await;
+    }
+
+    /// All that the client does comes between two turns of the server's thread, and so does the stop.
+    #[tokio::test]
+    async fn what_was_sent_before_the_soft_stop_is_answered() {
+        use std::io::{Read as _, Write as _};
+
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        with_server(|address, shutdown| async move {
+            let mut kept = TcpStream::connect(address).await.unwrap();
+            kept.write_all(request).await.unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"fine") {
+                assert_ne!(kept.read_buf(&mut answer).await.unwrap(), 0);
+            }
+            // Its socket is used without the runtime, which would take a turn.
+            let mut kept = kept.into_std().unwrap();
+            kept.write_all(request).unwrap();
+            let mut new = std::net::TcpStream::connect(address).unwrap();
+            new.write_all(request).unwrap();
+            shutdown.stop();
+            let answers = tokio::task::spawn_blocking(move || {
+                [&mut kept, &mut new].map(|tcp| {
+                    tcp.set_nonblocking(false).unwrap();
+                    let mut answer = String::new();
+                    tcp.read_to_string(&mut answer).unwrap();
+                    answer
+                })
+            });
+            for answer in answers.await.unwrap() {
+                assert!(answer.ends_with("fine"), "{answer}");
+            }
+            assert!(TcpStream::connect(address).await.is_err());
         })
         .await;
     }

@@ -49,10 +49,13 @@ fn decode(bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
             b'.' => return Err(Refusal::BadPath("The path has an encoded dot (`%2e`); write `.` instead.")),
             b'\\' => return Err(Refusal::BadPath("The path has an encoded backslash (`%5c`).")),
             0..=0x1f | 0x7f => return Err(Refusal::BadPath("The path has an encoded control byte.")),
-            b'%' if doubly(&rest[3..]) => return Err(Refusal::BadPath("The path has something encoded twice.")),
             _ => decoded.push(byte),
         }
         rest = &rest[3..];
+    }
+    // On what is decoded: the digits of another round may be encoded themselves.
+    if memchr::memchr_iter(b'%', &decoded).any(|at| doubly(&decoded[at + 1..])) {
+        return Err(Refusal::BadPath("The path has something encoded twice."));
     }
     // Overlong forms (`%c0%ae`) read as a dot to careless decoders and as nothing to careful ones.
     if std::str::from_utf8(&decoded).is_err() {
@@ -61,13 +64,14 @@ fn decode(bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
     Ok(decoded)
 }
 
-/// Behind an encoded `%`: would another round of decoding make a dot, a slash, a backslash or a control byte of it?
+/// Behind a `%` that was encoded: would another round of decoding make a dot, a slash, a backslash, a control byte, or the `;` that
+/// some servers cut `..;` at, of it?
 fn doubly(mut rest: &[u8]) -> bool {
     while let Some(after) = rest.strip_prefix(b"25") {
         rest = after;
     }
     let [high, low, ..] = rest else { return false };
-    matches!(hex(*high, *low), Some(b'.' | b'/' | b'\\' | 0..=0x1f | 0x7f))
+    matches!(hex(*high, *low), Some(b'.' | b'/' | b'\\' | b';' | 0..=0x1f | 0x7f))
 }
 
 /// The byte that an escape at the start of `text` stands for.
@@ -156,6 +160,9 @@ mod tests {
             "/%252e%252e/b",
             "/a%252fb",
             "/a%255cb",
+            "/a/..%253bx/b",
+            "/a/%252%65%25%32%65/b",
+            "/.%25253b",
             "/a%25252e",
             "/a%2500",
             "//a",

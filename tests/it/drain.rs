@@ -1,16 +1,24 @@
 //! Stopping: what runs is finished, nothing new is taken, and it ends in time.
 
+use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
+use http::Request;
 use http_body_util::Full;
+use keyward::app::App;
 use keyward::clock::{Clock, Timestamp};
 use keyward::sandbox::Fault;
 use serde_json::json;
 use tokio::net::TcpStream;
 
 use crate::harness::{Backend, Key, Keyward, Settings, World, admin, agent_request, call, connect, slug};
-use crate::wire::{Process, Upstream, Wire, eventually, head, holds};
+use crate::wire::{Process, Strict, Upstream, Wire, eventually, head, holds};
 
 /// An answer that begins and never ends.
 async fn endless() -> Upstream {
@@ -23,7 +31,7 @@ async fn endless() -> Upstream {
     .await
 }
 
-async fn refuses(address: std::net::SocketAddr) -> bool {
+async fn refuses(address: SocketAddr) -> bool {
     TcpStream::connect(address).await.is_err()
 }
 
@@ -140,7 +148,7 @@ async fn a_refresh_under_way_gets_its_last_seconds() {
     world.outside.stop_now();
 }
 
-async fn key_for(admin_address: std::net::SocketAddr, targets: &[&str]) -> Key {
+async fn key_for(admin_address: SocketAddr, targets: &[&str]) -> Key {
     let api = "/api/organizations/default";
     let made = admin(admin_address, "POST", &format!("{api}/keys"), Some(json!({"name": "agent"}))).await.json();
     let key = Key { id: made["id"].as_str().unwrap().into(), secret: made["key"].as_str().unwrap().into() };
@@ -186,5 +194,223 @@ async fn the_process_drains_on_the_first_signal_and_ends_on_the_second() {
     assert_eq!(process.ended().await, Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert!(!holds(&stream.rest().await, b"0\r\n\r\n"));
+    world.outside.stop_now();
+}
+
+/// What became of the requests of some agents.
+#[derive(Default)]
+struct Told {
+    /// Paths of those that were answered, and the request ids of the answers.
+    answered: BTreeSet<String>,
+    ids: BTreeSet<String>,
+    /// Paths of those whose connection ended, or that were refused, before anything of an answer.
+    given_back: BTreeSet<String>,
+}
+
+impl Told {
+    fn answer(&mut self, path: String, status: u16, id: &str) {
+        assert_eq!(status, 200, "{path}");
+        assert!(self.answered.insert(path) && self.ids.insert(id.to_owned()));
+    }
+
+    fn of(all: Vec<Self>) -> Self {
+        let mut one = Self::default();
+        for told in all {
+            one.answered.extend(told.answered);
+            one.ids.extend(told.ids);
+            one.given_back.extend(told.given_back);
+        }
+        one
+    }
+
+    /// What went upstream was answered, whole, and what was answered is on record; what was not answered never left, and
+    /// may be sent again by whoever sent it.
+    async fn check(&self, strict: &Strict, admin_address: SocketAddr) {
+        let left: Vec<String> = strict.seen().into_iter().map(|seen| path_of(&seen.line)).collect();
+        let once: BTreeSet<String> = left.iter().cloned().collect();
+        assert_eq!((left.len(), once), (self.answered.len(), self.answered.clone()), "nothing left twice");
+        assert!(self.answered.is_disjoint(&self.given_back));
+        let records = recorded(admin_address).await;
+        let missing: Vec<_> = self.ids.difference(&records).collect();
+        assert!(missing.is_empty(), "{} of {} are not on record", missing.len(), self.ids.len());
+    }
+}
+
+fn path_of(line: &str) -> String {
+    line.split(' ').nth(1).unwrap().to_owned()
+}
+
+/// The ids of all requests to `raw` that are on record as answered with 200.
+async fn recorded(admin_address: SocketAddr) -> BTreeSet<String> {
+    let (mut ids, mut cursor) = (BTreeSet::new(), String::new());
+    loop {
+        let path = format!("/api/organizations/default/audit?limit=200&target=raw&status=200{cursor}");
+        let page = admin(admin_address, "GET", &path, None).await.json();
+        for record in page["items"].as_array().unwrap() {
+            assert!(ids.insert(record["request_id"].as_str().unwrap().to_owned()), "twice: {record}");
+        }
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return ids,
+        }
+    }
+}
+
+/// Requests on one kept connection, each after the answer to the one before, until the connection ends.
+async fn keeps_asking(address: SocketAddr, key: Key, agent: usize) -> Told {
+    let (mut told, mut wire) = (Told::default(), Wire::connect(address).await);
+    for number in 0.. {
+        let path = format!("/kept/{agent}/{number}");
+        if !wire.send(head(&key, &format!("GET /proxy/raw{path}"), &[])).await || !begins(&wire).await {
+            told.given_back.insert(path);
+            return told;
+        }
+        let answer = wire.answer().await;
+        told.answer(path, answer.status.as_u16(), answer.header("keyward-request-id"));
+        if answer.header("connection") == "close" {
+            assert!(wire.rest().await.is_empty());
+            return told;
+        }
+    }
+    told
+}
+
+/// Requests on a new connection each, until there are none to be had.
+async fn keeps_coming(address: SocketAddr, key: Key, agent: usize) -> Told {
+    let mut told = Told::default();
+    for number in 0.. {
+        let path = format!("/new/{agent}/{number}");
+        let Ok(tcp) = TcpStream::connect(address).await else { break };
+        let mut wire = Wire::over(tcp);
+        if wire.send(head(&key, &format!("GET /proxy/raw{path}"), &[])).await && begins(&wire).await {
+            let answer = wire.answer().await;
+            told.answer(path, answer.status.as_u16(), answer.header("keyward-request-id"));
+        } else {
+            told.given_back.insert(path);
+        }
+    }
+    told
+}
+
+/// Whether there is an answer at all. What has begun must go on to its end.
+async fn begins(wire: &Wire) -> bool {
+    wire.tcp.peek(&mut [0]).await.is_ok_and(|length| length > 0)
+}
+
+async fn stops(app: App) -> Instant {
+    let begun = Instant::now();
+    app.stop().await;
+    begun
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopping_under_load_loses_no_request() {
+    let k = Keyward::start().await;
+    let strict = Strict::start().await;
+    let key = k.with_upstream(&strict.upstream).await;
+    let address = k.app.proxy_address();
+    let kept = join_all((0..8).map(|agent| tokio::spawn(keeps_asking(address, key.clone(), agent))));
+    let new = join_all((0..4).map(|agent| tokio::spawn(keeps_coming(address, key.clone(), agent))));
+    eventually("the load is there", || strict.seen().len() >= 300).await;
+    let Keyward { world, app, settings } = k;
+    let (begun, kept, new) = tokio::join!(stops(app), kept, new);
+    assert!(begun.elapsed() < Duration::from_secs(10), "nothing waits for the deadline");
+    let told = Told::of(kept.into_iter().chain(new).map(Result::unwrap).collect());
+    assert!(told.answered.len() >= 300);
+
+    let app = world.instance(&settings).await;
+    told.check(&strict, app.admin_address()).await;
+    app.stop().await;
+    world.outside.stop_now();
+}
+
+type Sender = h2::client::SendRequest<Bytes>;
+
+fn get(key: &Key, path: &str) -> Request<()> {
+    let request = Request::get(format!("http://keyward.test/proxy/raw{path}"));
+    request.header("authorization", format!("Bearer {}", key.secret)).body(()).unwrap()
+}
+
+/// Status, request id and length of a whole answer.
+async fn whole(answer: h2::client::ResponseFuture) -> Result<(u16, String, usize), h2::Error> {
+    let (parts, mut body) = answer.await?.into_parts();
+    let mut length = 0;
+    while let Some(data) = body.data().await {
+        let data = data.unwrap_or_else(|error| panic!("an answer that has begun is cut: {error}"));
+        body.flow_control().release_capacity(data.len())?;
+        length += data.len();
+    }
+    let id = parts.headers["keyward-request-id"].to_str().unwrap().to_owned();
+    Ok((parts.status.as_u16(), id, length))
+}
+
+/// Requests on streams of one connection, each after the answer to the one before, until no more may be opened.
+async fn keeps_opening(mut sender: Sender, key: Key, agent: usize, answers: Arc<AtomicUsize>) -> Told {
+    let mut told = Told::default();
+    for number in 0.. {
+        let path = format!("/stream/{agent}/{number}");
+        let Ok(mut ready) = sender.ready().await else { break };
+        let Ok((answer, _)) = ready.send_request(get(&key, &path), true) else { break };
+        sender = ready;
+        match whole(answer).await {
+            Ok((status, id, _)) => told.answer(path, status, &id),
+            Err(error) => {
+                let unprocessed = error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM);
+                assert!(unprocessed, "{path}: {error}");
+                told.given_back.insert(path);
+                break;
+            }
+        }
+        answers.fetch_add(1, Ordering::SeqCst);
+    }
+    told
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopping_under_load_loses_no_stream() {
+    let k = Keyward::start().await;
+    let strict = Strict::start().await;
+    let key = k.with_upstream(&strict.upstream).await;
+    let mut drivers = Vec::new();
+    let (mut agents, answers) = (Vec::new(), Arc::<AtomicUsize>::default());
+    let mut under_way = Vec::new();
+    for number in 0..3 {
+        let tcp = TcpStream::connect(k.app.proxy_address()).await.unwrap();
+        let (sender, connection) = h2::client::handshake(tcp).await.unwrap();
+        drivers.push(tokio::spawn(connection));
+        // A request whose body is not whole yet when the stop comes.
+        let mut upload = get(&key, &format!("/upload/{number}"));
+        *upload.method_mut() = http::Method::POST;
+        under_way.push(sender.clone().ready().await.unwrap().send_request(upload, false).unwrap());
+        for agent in 0..6 {
+            let agent = keeps_opening(sender.clone(), key.clone(), number * 10 + agent, Arc::clone(&answers));
+            agents.push(tokio::spawn(agent));
+        }
+    }
+    eventually("the load is there", || answers.load(Ordering::SeqCst) >= 300).await;
+    eventually("the uploads have begun", || strict.upstream.seen().matches("POST /upload/").count() == 3).await;
+    let Keyward { world, app, settings } = k;
+    let stopping = tokio::spawn(stops(app));
+    // All of them end: no stream can be opened any more.
+    let mut told = Told::of(join_all(agents).await.into_iter().map(Result::unwrap).collect());
+    assert!(!stopping.is_finished(), "the uploads are waited for");
+    for (number, (answer, mut body)) in under_way.into_iter().enumerate() {
+        body.reserve_capacity(1000);
+        assert!(poll_fn(|cx| body.poll_capacity(cx)).await.unwrap().unwrap() >= 1000);
+        body.send_data(Bytes::from(vec![b'x'; 1000]), true).unwrap();
+        let (status, id, length) = whole(answer).await.unwrap();
+        assert!(length > 0);
+        told.answer(format!("/upload/{number}"), status, &id);
+    }
+    assert!(stopping.await.unwrap().elapsed() < Duration::from_secs(10), "nothing waits for the deadline");
+    for driver in drivers {
+        driver.await.unwrap().unwrap();
+    }
+    let uploads: Vec<_> = strict.whole().into_iter().filter(|seen| seen.line.starts_with("POST")).collect();
+    assert!(uploads.len() == 3 && uploads.iter().all(|seen| seen.body.len() == 1000));
+
+    let app = world.instance(&settings).await;
+    told.check(&strict, app.admin_address()).await;
+    app.stop().await;
     world.outside.stop_now();
 }

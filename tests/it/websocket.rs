@@ -6,7 +6,7 @@ use rustls::version::TLS13;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::harness::{Backend, Key, Keyward, Settings, World, admin};
+use crate::harness::{Answer, Backend, Key, Keyward, Settings, World, admin};
 use crate::tls_kit::{Authority, connect};
 use crate::wire::{Line, Upstream, Wire, eventually, head, holds};
 
@@ -269,6 +269,88 @@ async fn silence_a_revoked_key_and_a_peer_that_leaves_end_it() {
     let records = k.audit("&target=raw").await;
     let aborted = records.iter().filter(|record| record["code"] == "aborted" && record["status"] == json!(101)).count();
     assert!(aborted >= 2, "{records:?}");
+    k.stop().await;
+}
+
+/// Whether this request is let in; what was given back is seen a moment later.
+async fn let_in(k: &Keyward, request: &[u8]) -> Answer {
+    for _ in 0..500 {
+        let mut wire = k.wire().await;
+        wire.send(request).await;
+        let answer = wire.next(true).await.unwrap();
+        if !matches!(answer.status.as_u16(), 429 | 503) {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("nothing was given back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_request_takes_up_is_taken_until_its_websocket_ends() {
+    let k = Keyward::configured("[proxy.limits]\nrequests = 2\n[proxy.timeouts]\nqueue = \"10ms\"").await;
+    let upstream = echo().await;
+    let key = with_websockets(&k, &upstream).await;
+    let other = k.new_key().await;
+    k.grant(&other, "raw", "write").await;
+    k.api("PATCH", &format!("/keys/{}", key.id), Some(json!({"rate_limit": {"concurrent": 1}}))).await;
+    k.api("PATCH", "/targets/raw", Some(json!({"concurrency": 1}))).await;
+    let (mine, theirs) = (head(&key, "GET /verify", &[]), shake(&other, "/proxy/raw/live", &[]));
+    for agent_leaves in [false, true] {
+        let mut wire = opened(&k, &key).await;
+        // Neither the 101 nor anything that is said afterwards gives a place back.
+        for _ in 0..3 {
+            assert_eq!(k.ask(&mine).await.refusal(), "rate_limited");
+            assert_eq!(k.ask(&theirs).await.refusal(), "overloaded");
+            wire.send(b"tick\n").await;
+            assert_eq!(wire.until(b"tick\n").await, b"tick\n");
+        }
+        let ended = upstream.ended();
+        if agent_leaves {
+            drop(wire);
+        } else {
+            wire.send(b"bye\n").await;
+            assert!(wire.rest().await.is_empty());
+            drop(wire);
+        }
+        assert_eq!(let_in(&k, &mine).await.status, 200);
+        assert_eq!(let_in(&k, &theirs).await.status, 101);
+        eventually("both are over", || upstream.ended() == ended + 2).await;
+    }
+    // The gateway's own count goes the same way.
+    k.api("PATCH", "/targets/raw", Some(json!({"concurrency": null}))).await;
+    let anybody = head(&other, "GET /verify", &[]);
+    let (first, second) = (opened(&k, &other).await, opened(&k, &other).await);
+    assert_eq!(k.ask(&anybody).await.refusal(), "overloaded");
+    drop(first);
+    assert_eq!(let_in(&k, &anybody).await.status, 200);
+    drop(second);
+    k.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_injected_secret_does_not_come_back_with_the_101() {
+    let k = Keyward::start().await;
+    let secret = "the-injected-token";
+    let upstream = Upstream::start(move |mut line| async move {
+        line.head().await;
+        let rest = SWITCHED.split_once("\r\n").unwrap().1;
+        let echo = format!("X-Echo: Bearer {secret}\r\nX-{secret}: 1\r\nX-Other: fine\r\n");
+        line.say(format!("HTTP/1.1 101 {secret}\r\n{echo}{rest}hello")).await;
+        gives_back(&mut line).await;
+    })
+    .await;
+    let key = with_websockets(&k, &upstream).await;
+    let mut wire = k.wire().await;
+    wire.send(shake(&key, "/proxy/raw/live", &[])).await;
+    let told = String::from_utf8(wire.until(b"\r\n\r\n").await).unwrap();
+    assert!(told.starts_with("HTTP/1.1 101 ") && !told.contains(secret), "{told}");
+    assert!(told.to_ascii_lowercase().contains("x-echo: bearer ******************\r\n"), "{told}");
+    assert!(told.to_ascii_lowercase().contains("x-other: fine\r\n"), "{told}");
+    wire.send(b"bye\n").await;
+    assert_eq!(wire.rest().await, b"hello", "it is a WebSocket all the same");
+    drop(wire);
+    assert!(upstream.seen().to_ascii_lowercase().contains(&format!("authorization: bearer {secret}\r\n")));
     k.stop().await;
 }
 

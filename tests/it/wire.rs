@@ -24,7 +24,11 @@ pub struct Wire {
 
 impl Wire {
     pub async fn connect(address: SocketAddr) -> Self {
-        Self { tcp: TcpStream::connect(address).await.unwrap(), buffer: Vec::new() }
+        Self::over(TcpStream::connect(address).await.unwrap())
+    }
+
+    pub fn over(tcp: TcpStream) -> Self {
+        Self { tcp, buffer: Vec::new() }
     }
 
     /// Sends; a peer that has closed already is no reason to fail.
