@@ -5,7 +5,7 @@ mod cli;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -15,6 +15,9 @@ fn main() -> ExitCode {
         // Said, not fatal: some sandboxes refuse these calls, and Keyward works without them.
         let _ = writeln!(std::io::stderr(), "keyward: core dumps could not be switched off: {cause}");
     }
+    // Each agent's connection takes a descriptor, and mostly one more upstream: take as many as the system gives.
+    let files = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
     // Only fails when there is one already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     cli::run()

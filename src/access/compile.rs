@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::catalog::{Base, Catalog, Injection, Patterns, Provider};
+use crate::catalog::{Base, Catalog, Injection, Patterns, Provider, Ready};
 use crate::clock::Clock;
 use crate::config::{Protection, RateLimit, StaticCredential, SystemTarget, TargetTls, Transport};
 use crate::ids::{AccountId, KeyId, TargetId};
@@ -33,7 +33,7 @@ type Fences = HashMap<String, Arc<Fence>>;
 struct System {
     base: Base,
     fence: Arc<Fence>,
-    injection: Arc<Injection>,
+    ready: Arc<Ready>,
     protection: Protection,
     /// Whether there is a secret in what is injected.
     secret: bool,
@@ -153,12 +153,12 @@ impl Compiler {
                     None => Injection::Headers(Vec::new()),
                 };
                 let fence = Arc::new(open_fence(fence)?);
-                let credential = Credential::Ready(Arc::new(injection));
+                let credential = Credential::Ready(Arc::new(Ready::new(injection)));
                 (Base::parse(base_url)?, fence, credential, TargetKind::Static, *protection, *transport)
             }
             store::TargetKind::System => {
                 let system = self.system.get(&row.slug).context("not in gateway.toml any more")?;
-                let credential = Credential::Ready(Arc::clone(&system.injection));
+                let credential = Credential::Ready(Arc::clone(&system.ready));
                 tls.clone_from(&system.tls);
                 secret = system.secret;
                 let (base, fence) = (system.base.clone(), Arc::clone(&system.fence));
@@ -208,7 +208,7 @@ fn compile_system(target: &SystemTarget) -> anyhow::Result<System> {
     Ok(System {
         base: Base::parse(&target.base_url).context("base_url")?,
         fence: Arc::new(open_fence(&target.fence).context("fence")?),
-        injection: Arc::new(credential::injection(&target.credential).context("credential")?),
+        ready: Arc::new(Ready::new(credential::injection(&target.credential).context("credential")?)),
         protection: target.protection,
         secret: !matches!(target.credential, StaticCredential::None),
         transport: target.transport,

@@ -9,7 +9,7 @@ use http::Method;
 use ipnet::IpNet;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::catalog::{Base, Inject, Injection, Patterns, Provider};
+use crate::catalog::{Base, Inject, Patterns, Provider, Ready};
 use crate::clock::Timestamp;
 use crate::config::Transport;
 use crate::ids::{AccountId, KeyId, OrgId, TargetId};
@@ -115,7 +115,7 @@ pub enum Credential {
         inject: Inject,
     },
     /// Ready.
-    Ready(Arc<Injection>),
+    Ready(Arc<Ready>),
 }
 
 /// Where a target comes from.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use crate::catalog::Injection;
+use crate::catalog::{Injection, Ready, Secrets};
 use crate::ids::AccountId;
 use crate::store::Reason;
 
@@ -24,7 +24,7 @@ const DOUBT: Duration = Duration::from_secs(30);
 /// What goes into one request: a ready credential and the generation it is of.
 #[derive(Clone)]
 pub struct Bearer {
-    pub(super) injection: Arc<Injection>,
+    pub(super) ready: Arc<Ready>,
     pub(super) generation: i64,
 }
 
@@ -32,7 +32,13 @@ impl Bearer {
     /// The ready credential.
     #[must_use]
     pub fn injection(&self) -> &Injection {
-        &self.injection
+        self.ready.injection()
+    }
+
+    /// What of it must not come back in an answer.
+    #[must_use]
+    pub fn secrets(&self) -> &Secrets {
+        self.ready.secrets()
     }
     /// Which token this is; grows with each refresh (0: a static credential, which never changes).
     #[must_use]
@@ -245,10 +251,10 @@ mod tests {
     #[test]
     fn a_token_that_a_doubt_brought_is_trusted_for_a_moment() {
         let slot = Slot::default();
-        let injection = Arc::new(Injection::Headers(Vec::new()));
+        let ready = Arc::new(Ready::new(Injection::Headers(Vec::new())));
         for (life, trusted) in [(4, 1), (3_600, 30)] {
             let seconds = Duration::from_secs;
-            let bearer = Bearer { injection: Arc::clone(&injection), generation: 7 };
+            let bearer = Bearer { ready: Arc::clone(&ready), generation: 7 };
             slot.publish(Held::Live { bearer, soon: seconds(life), dead: seconds(life) });
             slot.trust(7, Duration::ZERO);
             assert!(slot.is_trusted(7, seconds(trusted) - Duration::from_millis(1)));

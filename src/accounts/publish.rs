@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::catalog::Ready;
 use crate::secret::Secret;
 use crate::store::{AccountTokens, Reason, Status};
 use crate::vault::Place;
@@ -52,7 +53,7 @@ impl Accounts {
                 return None;
             }
         };
-        let bearer = Bearer { injection: Arc::new(injection), generation: row.account.generation };
+        let bearer = Bearer { ready: Arc::new(Ready::new(injection)), generation: row.account.generation };
         slot.publish(Held::Live { bearer: bearer.clone(), soon, dead });
         Some(bearer)
     }

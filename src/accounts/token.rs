@@ -47,7 +47,7 @@ impl Accounts {
     /// [`TokenError`].
     pub async fn token(self: &Arc<Self>, grant: &Grant) -> Result<Bearer, TokenError> {
         let account = match &grant.target().credential {
-            Credential::Ready(injection) => return Ok(Bearer { injection: Arc::clone(injection), generation: 0 }),
+            Credential::Ready(ready) => return Ok(Bearer { ready: Arc::clone(ready), generation: 0 }),
             Credential::Account { account, .. } => *account,
         };
         let slot = self.cache.slot(account);

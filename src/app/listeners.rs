@@ -13,8 +13,8 @@ use axum::body::Body;
 use axum::response::IntoResponse;
 use http::StatusCode;
 use rustls::ServerConfig;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
 use tower::ServiceExt;
 use url::Url;
 
@@ -25,6 +25,9 @@ use crate::net::{self, FastPath, Listener, ServeLimits};
 use crate::proxy::{Gateway, Shared};
 use crate::shutdown::Shutdown;
 
+/// Tasks that run before the system is asked for what is new: large bodies, which are always ready for more, must not keep
+/// small answers waiting.
+const TASKS_IN_A_ROW: u32 = 16;
 /// TLS handshakes at once, on each thread.
 const HANDSHAKES: usize = 256;
 
@@ -66,16 +69,26 @@ fn spawn<F>(name: String, alive: mpsc::Sender<()>, serve: impl FnOnce() -> F + S
 where
     F: Future<Output = ()> + 'static,
 {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
+    let (started, start) = std::sync::mpsc::channel();
     thread::Builder::new()
         .name(name)
         .spawn(move || {
-            // The future is made on its thread: it need not be `Send`.
-            LocalSet::new().block_on(&runtime, async move { serve().await });
+            // The runtime and the future are made on their thread: they need not be `Send`.
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .event_interval(TASKS_IN_A_ROW)
+                .build_local(LocalOptions::default());
+            match runtime {
+                Ok(runtime) => {
+                    let _ = started.send(Ok(()));
+                    runtime.block_on(async move { serve().await });
+                }
+                Err(error) => drop(started.send(Err(error))),
+            }
             drop(alive);
         })
         .context("starting a thread")?;
-    Ok(())
+    start.recv().context("a thread ended at once")?.context("starting a runtime")
 }
 
 /// Starts the workers. `alive` is held by each until its last connection has ended.

@@ -12,6 +12,7 @@ mod load;
 mod names;
 mod pattern;
 mod provider;
+mod secrets;
 mod target;
 mod template;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use provider::{
     Capability, Captured, ClientAuth, ClientCredentials, FillError, Identity, Input, OAuth, OAuthFields, Pkce, Preset,
     Provider, Rotation,
 };
+pub use secrets::{Ready, Secrets};
 pub use target::{Base, BaseError, Injection};
 
 use std::collections::BTreeMap;

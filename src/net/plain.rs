@@ -113,7 +113,7 @@ impl Plain<'_> {
     pub async fn more(&mut self, buffers: &Buffers) -> More {
         poll_fn(|cx| {
             let between = self.input.is_empty();
-            if self.house.is_cut() || (between && self.is_stopping()) {
+            if self.house.is_cut() {
                 return Poll::Ready(More::Over);
             }
             if self.input.capacity() == 0 {
@@ -129,6 +129,9 @@ impl Plain<'_> {
                 Poll::Pending => {
                     if between {
                         buffers.give(std::mem::take(self.input));
+                        if self.is_stopping() {
+                            return Poll::Ready(More::Over);
+                        }
                     }
                     let late = if self.watch.is_idle() { More::Over } else { More::Odd };
                     self.watch.deadline.poll_passed(cx).map(|()| late)

@@ -30,6 +30,8 @@ use crate::shutdown::Shutdown;
 
 /// Connections that wait in the kernel for us to accept them.
 const BACKLOG: i32 = 4096;
+/// Connections that are accepted before those that are there have their turn.
+const IN_A_ROW: u32 = 16;
 /// How long a peer may go on sending after our last word.
 const LINGER: Duration = Duration::from_secs(2);
 /// What hyper may hold of one connection at least: body parts are read and written in pieces of up to this.
@@ -96,11 +98,12 @@ pub struct ServeLimits {
 }
 
 /// Serves HTTP/1.1 and HTTP/2 until the soft stop, then lets running exchanges finish until the hard stop; returns when all
-/// its connections have ended. What `fast` serves of a connection of HTTP/1.1 does not come to `service`. With `tls` the protocol is agreed on by ALPN, in clear by how the client begins. Runs on the
-/// current thread's `LocalSet`: each connection is a local task, so the service need not be `Send`.
+/// its connections have ended. What `fast` serves of a connection of HTTP/1.1 does not come to `service`. With `tls` the
+/// protocol is agreed on by ALPN, in clear by how the client begins. Each connection is a task of the current thread, so
+/// the service need not be `Send`.
 ///
 /// # Panics
-/// Outside a `LocalSet`.
+/// Outside a `LocalRuntime` or `LocalSet`.
 pub async fn serve<S, F, B>(
     listener: Listener,
     limits: ServeLimits,
@@ -123,7 +126,12 @@ pub async fn serve<S, F, B>(
     };
     let house = House::new(&limits, tls, fast);
     let mut stopping = pin!(shutdown.stopping());
+    let mut in_a_row = 0u32;
     loop {
+        in_a_row = in_a_row.wrapping_add(1);
+        if in_a_row % IN_A_ROW == 0 {
+            tokio::task::yield_now().await;
+        }
         tokio::select! {
             biased;
             () = &mut stopping => break,

@@ -296,7 +296,7 @@ fn answer(
     let (mut parts, incoming) = response.into_parts();
     parts.version = Version::HTTP_11;
     headers::clean_answer(&mut parts.headers);
-    reflect::hide_in_head(&mut parts, bearer.injection());
+    reflect::hide_in_head(&mut parts, bearer.secrets());
     headers::relocate(&mut parts.headers, &target.base, &target.slug);
     headers::guard(&mut parts.headers, parts.status);
     identified(&mut parts.headers, receipt.request_id());
@@ -308,7 +308,7 @@ fn answer(
         return Response::from_parts(parts, ReplyBody::fixed(Bytes::new(), None));
     }
     let compressed = reflect::is_compressed(&parts.headers);
-    let mask = if target.reflect_guard { reflect::mask(&target.slug, bearer.injection(), compressed) } else { None };
+    let mask = if target.reflect_guard { reflect::mask(&target.slug, bearer.secrets(), compressed) } else { None };
     let mut body = ReplyBody::upstream(incoming, lease, mask, receipt);
     body.keep(under_way);
     Response::from_parts(parts, body)

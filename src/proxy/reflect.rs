@@ -10,28 +10,21 @@
 //! ```
 //!
 //! Not found, because it is not the secret's bytes: what is compressed (that is why `identity` is asked for), escaped,
-//! encoded otherwise, or shorter than [`LEAST`].
+//! encoded otherwise, or shorter than 8 bytes.
 
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
-use http::header::{
-    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT,
-};
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderName, HeaderValue, response};
 use hyper::body::{Body, Frame};
 use hyper::ext::ReasonPhrase;
-use memchr::memmem::{self, Finder};
+use memchr::memmem::Finder;
 
 use crate::access::Target;
-use crate::catalog::Injection;
-
-/// Shorter secrets are not looked for: they would be found everywhere.
-const LEAST: usize = 8;
+use crate::catalog::Secrets;
 
 /// Asks for an answer whose bytes can be looked at.
 pub(super) fn ask_plainly(target: &Target, fields: &mut HeaderMap) {
@@ -41,8 +34,8 @@ pub(super) fn ask_plainly(target: &Target, fields: &mut HeaderMap) {
 }
 
 /// Hides what was put into the request from the head of its answer.
-pub(super) fn hide_in_head(parts: &mut response::Parts, injection: &Injection) {
-    each_secret(injection, |secret| {
+pub(super) fn hide_in_head(parts: &mut response::Parts, secrets: &Secrets) {
+    for secret in secrets.iter() {
         let mut in_name = false;
         for (name, value) in &mut parts.headers {
             in_name |= holds(name.as_str().as_bytes(), secret);
@@ -60,64 +53,17 @@ pub(super) fn hide_in_head(parts: &mut response::Parts, injection: &Injection) {
         if parts.extensions.get::<ReasonPhrase>().is_some_and(|reason| holds(reason.as_bytes(), secret)) {
             parts.extensions.remove::<ReasonPhrase>();
         }
-    });
+    }
 }
 
-fn holds(text: &[u8], secret: &[u8]) -> bool {
-    text.len() >= secret.len() && memmem::find(text, secret).is_some()
+fn holds(text: &[u8], secret: &Finder<'_>) -> bool {
+    text.len() >= secret.needle().len() && secret.find(text).is_some()
 }
 
-fn hidden(value: &HeaderValue, secret: &[u8]) -> HeaderValue {
-    let mut mask = Mask::of([secret]);
+fn hidden(value: &HeaderValue, secret: &Finder<'_>) -> HeaderValue {
+    let mut mask = Mask::of(&Secrets::of_bytes([secret.needle()]));
     let shown = mask.feed(Bytes::copy_from_slice(value.as_bytes()), true);
     HeaderValue::from_maybe_shared(shown).unwrap_or(HeaderValue::from_static("*"))
-}
-
-/// Calls `found` with each run of bytes that tells a credential: the token of `Bearer …`; of `Basic …` what is sent and the
-/// password; a query parameter's value as it is sent and as it is meant.
-fn each_secret(injection: &Injection, mut found: impl FnMut(&[u8])) {
-    let mut found = |secret: &[u8]| {
-        if secret.len() >= LEAST {
-            found(secret);
-        }
-    };
-    let (headers, pair) = match injection {
-        Injection::Headers(headers) => (headers, None),
-        Injection::Query { pair, headers, .. } => (headers, Some(pair)),
-    };
-    for (_, value) in headers.iter().filter(|(name, value)| value.is_sensitive() && !is_manner(name)) {
-        secrets_of_header(value.as_bytes(), &mut found);
-    }
-    let value = pair.and_then(|pair| pair.split_once('=')).map_or("", |(_, value)| value);
-    found(value.as_bytes());
-    if value.contains(['%', '+']) {
-        for (meant, _) in url::form_urlencoded::parse(value.as_bytes()) {
-            found(meant.as_bytes());
-        }
-    }
-}
-
-fn secrets_of_header(value: &[u8], found: &mut impl FnMut(&[u8])) {
-    let (scheme, rest) = match memchr::memchr(b' ', value) {
-        Some(space) if value.len() - space > LEAST => (&value[..space], &value[space + 1..]),
-        _ => (&value[..0], value),
-    };
-    found(rest);
-    if !scheme.eq_ignore_ascii_case(b"basic") {
-        return;
-    }
-    if let Ok(pair) = STANDARD.decode(rest)
-        && let Some(colon) = memchr::memchr(b':', &pair)
-    {
-        let (user, password) = (&pair[..colon], &pair[colon + 1..]);
-        // Where the password is none to speak of, the user name is the secret (`api-key:x`).
-        found(if password.len() < LEAST { user } else { password });
-    }
-}
-
-/// Headers that a credential may bring along and that are no secret: hiding what they say would spoil answers.
-fn is_manner(name: &HeaderName) -> bool {
-    [ACCEPT, ACCEPT_LANGUAGE, CONTENT_TYPE, USER_AGENT].contains(name) || name.as_str().ends_with("-version")
 }
 
 /// Whether an answer's bytes are not those of its text.
@@ -131,26 +77,22 @@ pub(super) fn is_identity(coding: &[u8]) -> bool {
 }
 
 /// Whether what was put into the request stands anywhere in these bytes.
-pub(super) fn tells(injection: &Injection, bytes: &[u8]) -> bool {
-    let mut tells = false;
-    each_secret(injection, |secret| tells |= holds(bytes, secret));
-    tells
+pub(super) fn tells(secrets: &Secrets, bytes: &[u8]) -> bool {
+    secrets.iter().any(|secret| holds(bytes, secret))
 }
 
 /// What hides the request's secrets in the body of a guarded target's answer, where that is possible.
-pub(super) fn mask(slug: &str, injection: &Injection, compressed: bool) -> Option<Box<Mask>> {
+pub(super) fn mask(slug: &str, secrets: &Secrets, compressed: bool) -> Option<Box<Mask>> {
     if compressed {
         tracing::debug!(target.slug = %slug, "an answer is compressed all the same; it passes as it is");
         return None;
     }
-    let mut secrets = Vec::new();
-    each_secret(injection, |secret| secrets.push(Finder::new(secret).into_owned()));
-    (!secrets.is_empty()).then(|| Box::new(Mask { secrets, held: Vec::new(), covered: 0 }))
+    (!secrets.is_empty()).then(|| Box::new(Mask::of(secrets)))
 }
 
 /// Hides secrets in a body that comes in pieces. Its `Debug` does not show them.
 pub(super) struct Mask {
-    secrets: Vec<Finder<'static>>,
+    secrets: Secrets,
     /// The end of what came, as it came: it begins a secret.
     held: Vec<u8>,
     /// How much of `held` belongs to a secret that was found already.
@@ -164,9 +106,8 @@ impl fmt::Debug for Mask {
 }
 
 impl Mask {
-    pub(super) fn of<'a>(secrets: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let secrets = secrets.into_iter().map(|secret| Finder::new(secret).into_owned()).collect();
-        Self { secrets, held: Vec::new(), covered: 0 }
+    pub(super) fn of(secrets: &Secrets) -> Self {
+        Self { secrets: secrets.clone(), held: Vec::new(), covered: 0 }
     }
 
     /// The next piece of the body behind, without its secrets.
@@ -238,7 +179,7 @@ impl Mask {
     /// Where secrets begin and end, also such that lie over each other.
     fn find(&self, text: &[u8]) -> Vec<(usize, usize)> {
         let mut found = Vec::new();
-        for secret in &self.secrets {
+        for secret in self.secrets.iter() {
             let mut from = 0;
             while let Some(at) = secret.find(&text[from..]) {
                 found.push((from + at, from + at + secret.needle().len()));
@@ -267,50 +208,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::catalog::Injection;
 
-    fn header(value: &str) -> Injection {
-        named("authorization", value)
-    }
-
-    fn named(name: &'static str, value: &str) -> Injection {
-        let mut value = HeaderValue::from_str(value).unwrap();
+    fn bearer(token: &str) -> Secrets {
+        let mut value = HeaderValue::from_str(&format!("Bearer {token}")).unwrap();
         value.set_sensitive(true);
-        Injection::Headers(vec![(HeaderName::from_static(name), value)])
-    }
-
-    fn secrets(injection: &Injection) -> Vec<String> {
-        let mut secrets = Vec::new();
-        each_secret(injection, |secret| secrets.push(String::from_utf8(secret.to_vec()).unwrap()));
-        secrets
-    }
-
-    #[test]
-    fn a_credentials_secrets_are_what_an_upstream_could_repeat() {
-        let basic = |pair: &str| STANDARD.encode(pair);
-        let query = |pair: &str| Injection::Query { name: "key".into(), pair: pair.into(), headers: Vec::new() };
-        for (injection, expected) in [
-            (header("Bearer the-token"), vec!["the-token".to_owned()]),
-            (header("the-token"), vec!["the-token".to_owned()]),
-            (header("Bearer short"), vec!["Bearer short".to_owned()]),
-            (header("short"), vec![]),
-            (named("accept", "application/vnd.shop+json"), vec![]),
-            (named("notion-version", "2022-06-28"), vec![]),
-            (
-                header(&format!("Basic {}", basic("ada:the-password"))),
-                vec![basic("ada:the-password"), "the-password".to_owned()],
-            ),
-            (
-                header(&format!("Basic {}", basic("the-api-key:"))),
-                vec![basic("the-api-key:"), "the-api-key".to_owned()],
-            ),
-            (query("key=the-token"), vec!["the-token".to_owned()]),
-            (query("key=a+token%2Fwith"), vec!["a+token%2Fwith".to_owned(), "a token/with".to_owned()]),
-            (query("key=short"), vec![]),
-        ] {
-            assert_eq!(secrets(&injection), expected);
-        }
-        let constant = Injection::Headers(vec![(ACCEPT, HeaderValue::from_static("application/vnd.shop+json"))]);
-        assert!(secrets(&constant).is_empty());
+        Secrets::of(&Injection::Headers(vec![(HeaderName::from_static("authorization"), value)]))
     }
 
     #[test]
@@ -327,7 +230,7 @@ mod tests {
             parts.headers.append(name, HeaderValue::from_static(value));
         }
         parts.extensions.insert(ReasonPhrase::from_static(b"No the-token here"));
-        hide_in_head(&mut parts, &header("Bearer the-token"));
+        hide_in_head(&mut parts, &bearer("the-token"));
         let echoed: Vec<_> = parts.headers.get_all("x-echo").iter().collect();
         assert_eq!(echoed, ["Bearer *********", "******************"]);
         assert_eq!(parts.headers["location"], "https://api.example.com/?key=*********&x=1");
@@ -340,13 +243,13 @@ mod tests {
     fn a_length_stays_a_length() {
         let (mut parts, ()) = http::Response::new(()).into_parts();
         parts.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("12345678"));
-        hide_in_head(&mut parts, &header("Bearer 12345678"));
+        hide_in_head(&mut parts, &bearer("12345678"));
         assert_eq!(parts.headers[CONTENT_LENGTH], "12345678");
     }
 
     /// What a mask makes of these pieces, checking each time that no more is held back than must be.
     fn masked(secrets: &[&[u8]], pieces: &[&[u8]], told_end: bool) -> Vec<u8> {
-        let mut mask = Mask::of(secrets.iter().copied());
+        let mut mask = Mask::of(&Secrets::of_bytes(secrets.iter().copied()));
         let mut shown = Vec::new();
         for (at, piece) in pieces.iter().enumerate() {
             let last = told_end && at + 1 == pieces.len();
@@ -397,7 +300,7 @@ mod tests {
 
     #[test]
     fn what_holds_no_beginning_of_a_secret_is_not_copied_and_not_kept() {
-        let mut mask = Mask::of([&b"the-injected-token"[..]]);
+        let mut mask = Mask::of(&Secrets::of_bytes([&b"the-injected-token"[..]]));
         let piece = Bytes::from(vec![b'x'; 1 << 20]);
         let shown = mask.feed(piece.clone(), false);
         assert!(std::ptr::eq(piece.as_ptr(), shown.as_ptr()) && shown.len() == piece.len());
@@ -418,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_body_that_only_begins_a_secret_ends_whole() {
-        let mut mask = Mask::of([&b"secret"[..]]);
+        let mut mask = Mask::of(&Secrets::of_bytes([&b"secret"[..]]));
         let mut body = Pieces(VecDeque::from(["s", "e", "c", "secr"]));
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut shown = Vec::new();

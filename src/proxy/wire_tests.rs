@@ -24,7 +24,7 @@ use super::upload::RequestBody;
 use super::upstream::Upstreams;
 use super::{Target, headers};
 use crate::access::{Credential, Grant, TargetKind};
-use crate::catalog::{Base, Injection};
+use crate::catalog::{Base, Injection, Ready};
 use crate::clock::Timestamp;
 use crate::config::{Limits, Timeouts, Transport};
 use crate::ids::{RequestId, TargetId};
@@ -71,7 +71,7 @@ fn target(address: SocketAddr) -> Arc<Target> {
             path: "".into(),
         },
         fence: Arc::default(),
-        credential: Credential::Ready(Arc::new(Injection::Headers(Vec::new()))),
+        credential: Credential::Ready(Arc::new(Ready::new(Injection::Headers(Vec::new())))),
         kind: TargetKind::Static,
         room: None,
         reflect_guard: false,

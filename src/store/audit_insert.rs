@@ -145,8 +145,15 @@ async fn insert_rows(tx: &mut Session, mut rows: &[AuditRow], again: Again) -> R
 
 /// Says in which slices to look for these.
 async fn insert_about(tx: &mut Session, rows: &[AuditRow]) -> Result<()> {
-    let seen: HashSet<_> =
-        rows.iter().flat_map(|row| About::of_row(row).map(|about| (about, about::slice(row.id)))).collect();
+    let mut seen = HashSet::new();
+    let mut last = None;
+    for row in rows {
+        // One agent's calls come one after the other.
+        let this = (row.organization, row.key, row.account, row.target.as_deref(), about::slice(row.id));
+        if last.replace(this) != Some(this) {
+            seen.extend(About::of_row(row).map(|about| (about, about::slice(row.id))));
+        }
+    }
     let mut entries: Vec<_> = seen.into_iter().map(|(about, slice)| (about.subject(), slice)).collect();
     // In one order everywhere: two instances that write the same must not wait for each other in a circle.
     entries.sort_unstable();

@@ -12,7 +12,7 @@ use hyper::ext::ReasonPhrase;
 
 use super::outbound::line;
 use super::relay::{Framing, Relay};
-use crate::catalog::{Base, Injection};
+use crate::catalog::{Base, Secrets};
 use crate::config::Limits;
 use crate::ids::RequestId;
 use crate::net::{Head, Parsed, Unchunk};
@@ -41,7 +41,7 @@ pub(super) struct Asked<'a> {
     pub(super) base: &'a Base,
     pub(super) slug: &'a str,
     pub(super) guarded: bool,
-    pub(super) injection: &'a Injection,
+    pub(super) secrets: &'a Secrets,
     pub(super) request: RequestId,
     /// The agent's connection ends with this answer.
     pub(super) closes: bool,
@@ -52,7 +52,7 @@ impl Asked<'_> {
         if !self.guarded {
             return None;
         }
-        reflect::mask(self.slug, self.injection, compressed)
+        reflect::mask(self.slug, self.secrets, compressed)
     }
 }
 
@@ -114,7 +114,7 @@ impl Answer {
             Form::Odd(mut parts) => {
                 let compressed = reflect::is_compressed(&parts.headers);
                 headers::clean_answer(&mut parts.headers);
-                reflect::hide_in_head(&mut parts, asked.injection);
+                reflect::hide_in_head(&mut parts, asked.secrets);
                 headers::relocate(&mut parts.headers, asked.base, asked.slug);
                 headers::guard(&mut parts.headers, parts.status);
                 status(out, parts.status, parts.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes));
@@ -202,7 +202,7 @@ fn plain(head: Head, bytes: &[u8], asked: &Asked<'_>) -> Option<Answer> {
             _ => {}
         }
     }
-    if (chunked && length.is_some()) || reflect::tells(asked.injection, &bytes[..head.length()]) {
+    if (chunked && length.is_some()) || reflect::tells(asked.secrets, &bytes[..head.length()]) {
         return None;
     }
     let framing = framing(asked.method, status, chunked, length);

@@ -20,6 +20,9 @@ use crate::proxy::upstream::{Pace, Upstreams};
 /// Room for an answer's next bytes, where it brings a lot of them.
 const ROOM: usize = 128 * 1024;
 
+/// Bytes of a body after which others have their turn.
+const TURN: u64 = 2 * ROOM as u64;
+
 /// An exchange under way. Dropped without [`Exchange::give_back`], its connection is closed.
 pub(super) struct Exchange<'a> {
     direct: Direct,
@@ -140,13 +143,17 @@ impl<'a> Exchange<'a> {
         out: &mut Vec<u8>,
     ) -> Result<(), Gone> {
         self.pace.progress();
-        let mut ended = false;
+        let (mut ended, mut yielded) = (false, 0);
         loop {
             relay.take(&mut self.input, out, ended).map_err(|_broken| Gone)?;
             if relay.is_last(&self.input) {
                 return Ok(());
             }
             self.write(agent, relay, out).await?;
+            if relay.received() - yielded >= TURN {
+                yielded = relay.received();
+                tokio::task::yield_now().await;
+            }
             ended = !self.read_on(agent, relay.received()).await?;
         }
     }

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use super::answer::{Answer, Asked};
 use super::call::{Call, Read};
 use super::outbound;
-use crate::catalog::{Base, Injection};
+use crate::catalog::{Base, Injection, Secrets};
 use crate::config::Limits;
 use crate::ids::RequestId;
 use crate::net::fuzzing::is_one_request;
@@ -110,14 +110,14 @@ pub fn plain_request(data: &[u8]) {
 /// # Panics
 /// When a claim does not hold.
 pub fn plain_answer(data: &[u8]) {
-    let (base, injection) = (base(), Injection::Headers(ours()));
+    let (base, secrets) = (base(), Secrets::of(&Injection::Headers(ours())));
     for method in [Method::GET, Method::HEAD] {
         let asked = Asked {
             method: &method,
             base: &base,
             slug: "crm",
             guarded: true,
-            injection: &injection,
+            secrets: &secrets,
             request: RequestId::next(),
             closes: false,
         };

@@ -248,7 +248,7 @@ fn asked<'a>(call: &'a Call, grant: &'a Grant, bearer: &'a Bearer, receipt: &Rec
         base: &target.base,
         slug: &target.slug,
         guarded: target.reflect_guard,
-        injection: bearer.injection(),
+        secrets: bearer.secrets(),
         request: receipt.request_id(),
         closes: call.closes,
     }

@@ -13,7 +13,7 @@ use crate::proxy::headers;
 pub(super) fn suits(target: &Target) -> bool {
     match &target.credential {
         Credential::Account { inject, .. } => matches!(inject.place, InjectPlace::Header { .. }),
-        Credential::Ready(injection) => matches!(**injection, Injection::Headers(_)),
+        Credential::Ready(ready) => matches!(ready.injection(), Injection::Headers(_)),
     }
 }
 

@@ -157,10 +157,11 @@ fn chunk_end(out: &mut Vec<u8>, length: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::Secrets;
 
     /// What an agent gets of a body that comes in pieces of this size; and what is left over.
     fn relayed(framing: Framing, mask: bool, body: &[u8], size: usize) -> Result<(String, String), Broken> {
-        let mask = mask.then(|| Box::new(Mask::of([&b"secret-token"[..]])));
+        let mask = mask.then(|| Box::new(Mask::of(&Secrets::of_bytes([&b"secret-token"[..]]))));
         let mut relay = Relay::new(framing, mask);
         let (mut input, mut out, mut got) = (Vec::new(), b"head ".to_vec(), Vec::new());
         let mut pieces = body.chunks(size);
