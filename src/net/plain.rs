@@ -56,24 +56,42 @@ pub struct Gone;
 
 /// Buffers that belong to exchanges rather than to connections: an idle connection has none.
 #[derive(Default)]
-pub struct Buffers(RefCell<Vec<Vec<u8>>>);
+pub struct Buffers {
+    small: RefCell<Vec<Vec<u8>>>,
+    large: RefCell<Vec<Vec<u8>>>,
+}
 
-/// Bytes of a new buffer, of one that is worth keeping at most, and how many are kept.
-const BUFFER: usize = 8 * 1024;
-const LARGE: usize = 32 * 1024;
-const KEPT: usize = 512;
+/// Bytes of a small buffer, what it may have grown to, and how many are kept on a thread.
+const SMALL: usize = 8 * 1024;
+const MOST_SMALL: usize = 4 * SMALL;
+const SMALL_KEPT: usize = 512;
+/// The same of large ones: what a body of some size is moved with.
+const LARGE: usize = 128 * 1024;
+const MOST_LARGE: usize = 2 * LARGE;
+const LARGE_KEPT: usize = 32;
 
 impl Buffers {
-    /// An empty buffer with room.
+    /// An empty buffer with some room.
     pub fn take(&self) -> Vec<u8> {
-        self.0.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(BUFFER))
+        self.small.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(SMALL))
+    }
+
+    /// An empty buffer with much room.
+    pub fn take_large(&self) -> Vec<u8> {
+        self.large.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(LARGE))
     }
 
     /// Takes one back.
     pub fn give(&self, mut buffer: Vec<u8>) {
-        let mut kept = self.0.borrow_mut();
-        if (1..=LARGE).contains(&buffer.capacity()) && kept.len() < KEPT {
-            buffer.clear();
+        buffer.clear();
+        let (kept, most) = match buffer.capacity() {
+            SMALL..=MOST_SMALL => (&self.small, SMALL_KEPT),
+            LARGE..=MOST_LARGE => (&self.large, LARGE_KEPT),
+            // What has grown further is not worth keeping.
+            _ => return,
+        };
+        let mut kept = kept.borrow_mut();
+        if kept.len() < most {
             kept.push(buffer);
         }
     }

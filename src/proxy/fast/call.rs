@@ -97,14 +97,10 @@ impl Call {
         &bytes[self.key.clone()]
     }
 
-    /// The target's slug as given.
-    pub(super) fn slug<'a>(&self, bytes: &'a [u8]) -> &'a str {
-        self.place.slug(text(bytes, &self.path))
-    }
-
-    /// The path below the target; starts with `/`, no query.
-    pub(super) fn path<'a>(&self, bytes: &'a [u8]) -> &'a str {
-        self.place.below(text(bytes, &self.path))
+    /// The target's slug as given, and the path below the target: it starts with `/` and has no query.
+    pub(super) fn target<'a>(&self, bytes: &'a [u8]) -> (&'a str, &'a str) {
+        let path = std::str::from_utf8(&bytes[self.path.clone()]).unwrap_or_default();
+        (self.place.slug(path), self.place.below(path))
     }
 
     /// The query as given, with its `?`.
@@ -121,10 +117,6 @@ impl Call {
     pub(super) fn length(&self) -> usize {
         self.head.length() + self.body
     }
-}
-
-fn text<'a>(bytes: &'a [u8], range: &Range<usize>) -> &'a str {
-    std::str::from_utf8(&bytes[range.clone()]).unwrap_or_default()
 }
 
 impl Said {
@@ -225,7 +217,7 @@ mod tests {
     fn a_plain_request_is_read() {
         let text = request("POST /proxy/crm/a/b?c=d?e", "Content-Length: 5\r\nConnection: Close\r\n") + "helloGET";
         let (Read::Whole(call), bytes) = read(&text) else { panic!("it is plain") };
-        assert_eq!((call.method.as_str(), call.slug(&bytes), call.path(&bytes)), ("POST", "crm", "/a/b"));
+        assert_eq!((call.method.as_str(), call.target(&bytes)), ("POST", ("crm", "/a/b")));
         assert_eq!((call.query(&bytes), call.body(&bytes)), (&b"?c=d?e"[..], &b"hello"[..]));
         assert_eq!((call.key(&bytes), call.closes), (KEY.as_bytes(), true));
         assert_eq!(call.length(), text.len() - 3);
@@ -236,7 +228,7 @@ mod tests {
             [("/proxy/crm", "/", ""), ("/proxy/crm/", "/", ""), ("/proxy/crm/%20[1]?", "/%20[1]", "?")]
         {
             let (Read::Whole(call), bytes) = read(&request(&format!("GET {url}"), "")) else { panic!("{url}") };
-            assert_eq!((call.path(&bytes), call.query(&bytes)), (path, query.as_bytes()), "{url}");
+            assert_eq!((call.target(&bytes).1, call.query(&bytes)), (path, query.as_bytes()), "{url}");
         }
     }
 

@@ -17,11 +17,11 @@ use crate::proxy::Refusal;
 use crate::proxy::pool::{Direct, Pool};
 use crate::proxy::upstream::{Pace, Upstreams};
 
-/// Room for an answer's next bytes, where it brings a lot of them.
-const ROOM: usize = 128 * 1024;
+/// A body of which more than this is to come is moved with a large buffer.
+const MUCH: u64 = 16 * 1024;
 
 /// Bytes of a body after which others have their turn.
-const TURN: u64 = 2 * ROOM as u64;
+const TURN: u64 = 256 * 1024;
 
 /// An exchange under way. Dropped without [`Exchange::give_back`], its connection is closed.
 pub(super) struct Exchange<'a> {
@@ -146,7 +146,7 @@ impl<'a> Exchange<'a> {
         let (mut ended, mut yielded) = (false, 0);
         loop {
             relay.take(&mut self.input, out, ended).map_err(|_broken| Gone)?;
-            if relay.is_last(&self.input) {
+            if relay.is_last() {
                 return Ok(());
             }
             self.write(agent, relay, out).await?;
@@ -154,13 +154,13 @@ impl<'a> Exchange<'a> {
                 yielded = relay.received();
                 tokio::task::yield_now().await;
             }
-            ended = !self.read_on(agent, relay.received()).await?;
+            ended = !self.read_on(agent, relay).await?;
         }
     }
 
     /// Writes what is in `out`, and what can go straight from the input.
     async fn write(&mut self, agent: &mut Plain<'_>, relay: &mut Relay, out: &mut Vec<u8>) -> Result<(), Gone> {
-        let straight = relay.straight(&self.input);
+        let straight = relay.straight();
         let deadline = &self.direct.slot.deadline;
         write(agent, out, deadline).await?;
         out.clear();
@@ -174,14 +174,18 @@ impl<'a> Exchange<'a> {
 
     /// Takes the last piece off the input, to `out`.
     pub(super) fn last(&mut self, relay: &mut Relay, out: &mut Vec<u8>) {
-        let straight = relay.straight(&self.input);
+        let straight = relay.straight();
         out.extend(self.input.drain(..straight));
         relay.passed(straight);
     }
 
     /// Waits for more of the body; `false`: the upstream's connection ended.
-    async fn read_on(&mut self, agent: &mut Plain<'_>, received: u64) -> Result<bool, Gone> {
-        self.input.reserve(if received > ROOM as u64 / 4 { ROOM } else { 1024 });
+    async fn read_on(&mut self, agent: &mut Plain<'_>, relay: &Relay) -> Result<bool, Gone> {
+        if self.input.is_empty() && relay.expects() > MUCH {
+            let large = self.buffers.take_large();
+            self.buffers.give(std::mem::replace(&mut self.input, large));
+        }
+        self.input.reserve(1024);
         // What is in a layer of TLS must not wait for what the upstream says next.
         let mut flushed = false;
         let more = poll_fn(|cx| {

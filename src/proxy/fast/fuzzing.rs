@@ -73,8 +73,7 @@ pub fn plain_request(data: &[u8]) {
     let mut fields = parsed(request.headers);
     assert_eq!(call::check(&uri, &fields), Ok(()));
     let place = call::Place::of(uri.path()).expect("it is one of a target");
-    assert_eq!(place.slug(uri.path()), taken.slug(&bytes));
-    assert_eq!(place.below(uri.path()), taken.path(&bytes));
+    assert_eq!((place.slug(uri.path()), place.below(uri.path())), taken.target(&bytes));
     assert_eq!(uri.query().map(|query| format!("?{query}")).unwrap_or_default().as_bytes(), taken.query(&bytes));
     let shown = key::presented(&fields).expect("one key").expect("a key");
     assert_eq!(shown.expose(), taken.key(&bytes));
@@ -100,7 +99,7 @@ pub fn plain_request(data: &[u8]) {
         let mut expected: Vec<_> = fields.iter().map(|(name, value)| format!("{name}: {}", text(value))).collect();
         expected.sort();
         let query = String::from_utf8(taken.query(&bytes).to_vec()).expect("plain");
-        assert_eq!(lines[0], format!("{} /v1{}{query} HTTP/1.1", taken.method, taken.path(&bytes)));
+        assert_eq!(lines[0], format!("{} /v1{}{query} HTTP/1.1", taken.method, taken.target(&bytes).1));
         assert_eq!(lines[1..], expected[..], "guarded: {guarded}");
     }
 }

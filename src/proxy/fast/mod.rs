@@ -89,7 +89,8 @@ impl Gateway {
         let input = agent.input();
         let policy = self.shared.access.snapshot().ok()?;
         let caller = policy.identify(call.key(input), from, self.shared.clock.now()).ok()?;
-        match policy.verdict(&caller, call.slug(input), &call.method, call.path(input)) {
+        let (slug, path) = call.target(input);
+        match policy.verdict(&caller, slug, &call.method, path) {
             Verdict::Allow(grant) => self.is_for_fast_path(&grant).then_some((caller, grant)),
             Verdict::NotPermitted(_) | Verdict::TargetNotFound => None,
         }
@@ -110,8 +111,8 @@ impl Gateway {
         let Ok(mut receipt) = agent.during(self.shared.audit.open(&call.method)).await? else {
             return self.refuse_plainly(agent, call, &Refusal::AuditUnavailable, None, wire).await;
         };
-        let input = agent.input();
-        receipt.asked(&call.method, call.slug(input), call.path(input));
+        let (slug, path) = call.target(agent.input());
+        receipt.asked(&call.method, slug, path);
         match self.forward_plain(agent, call, granted, &mut receipt, wire).await {
             Ok(reply) => self.relay(agent, call, reply, receipt, wire).await,
             Err(Stop::Refused(refusal)) => self.refuse_plainly(agent, call, &refusal, Some(receipt), wire).await,

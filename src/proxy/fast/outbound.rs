@@ -35,7 +35,7 @@ pub(super) fn write_to(
 ) {
     out.clear();
     put(out, &[call.method.as_str().as_bytes(), b" ", base.path.as_bytes()]);
-    put(out, &[call.path(input).as_bytes(), call.query(input), b" HTTP/1.1\r\nhost: ", base.authority.as_bytes()]);
+    put(out, &[call.target(input).1.as_bytes(), call.query(input), b" HTTP/1.1\r\nhost: ", base.authority.as_bytes()]);
     out.extend_from_slice(b"\r\n");
     for (name, value) in call.head.fields(input) {
         let framed = matches!(name, b"host" | b"content-length") || (guarded && name == b"accept-encoding");

@@ -33,12 +33,14 @@ pub(super) struct Relay {
     mask: Option<Box<Mask>>,
     received: u64,
     over: bool,
+    /// How much of the input can be written as it is.
+    clear: usize,
 }
 
 impl Relay {
     pub(super) fn new(framing: Framing, mask: Option<Box<Mask>>) -> Self {
         let over = matches!(framing, Framing::None | Framing::Length(0));
-        Self { framing, mask, received: 0, over }
+        Self { framing, mask, received: 0, over, clear: 0 }
     }
 
     /// Bytes of the body that came.
@@ -46,10 +48,15 @@ impl Relay {
         self.received
     }
 
-    /// Whether what [`Relay::take`] gave and what `input` holds is the rest of it.
-    pub(super) fn is_last(&self, input: &[u8]) -> bool {
+    /// How much is to come, as far as one can guess.
+    pub(super) fn expects(&self) -> u64 {
+        if let Framing::Length(left) = self.framing { left } else { self.received }
+    }
+
+    /// Whether what [`Relay::take`] gave and what goes straight is the rest of it.
+    pub(super) fn is_last(&self) -> bool {
         match self.framing {
-            Framing::Length(left) if !self.over => self.straight(input) as u64 == left,
+            Framing::Length(left) if !self.over => self.clear as u64 == left,
             _ => self.over,
         }
     }
@@ -62,10 +69,14 @@ impl Relay {
         }
         match &mut self.framing {
             Framing::None => self.over = true,
-            // Worth copying only where it saves a write.
-            Framing::Length(_) if self.mask.is_none() && out.is_empty() => {}
             Framing::Length(left) => {
                 let length = part(*left, input);
+                let last = length as u64 == *left;
+                // Worth copying only where it saves a write.
+                if out.is_empty() && self.mask.as_ref().is_none_or(|mask| mask.passes(&input[..length], last)) {
+                    self.clear = length;
+                    return if ended && length == 0 { Err(Broken) } else { Ok(()) };
+                }
                 *left -= length as u64;
                 self.over = *left == 0;
                 self.received += length as u64;
@@ -100,19 +111,17 @@ impl Relay {
         if self.over && matches!(self.framing, Framing::Chunked(_) | Framing::Close) {
             out.extend_from_slice(b"0\r\n\r\n");
         }
-        if ended && !self.over && self.straight(input) == 0 { Err(Broken) } else { Ok(()) }
+        if ended && !self.over { Err(Broken) } else { Ok(()) }
     }
 
-    /// How much of `input` can be written as it is.
-    pub(super) fn straight(&self, input: &[u8]) -> usize {
-        match self.framing {
-            Framing::Length(left) if !self.over && self.mask.is_none() => part(left, input),
-            _ => 0,
-        }
+    /// How much of the input can be written as it is.
+    pub(super) fn straight(&self) -> usize {
+        self.clear
     }
 
     /// So much of it was written.
     pub(super) fn passed(&mut self, length: usize) {
+        self.clear -= length;
         if let Framing::Length(left) = &mut self.framing {
             *left -= length as u64;
             self.over = *left == 0;
@@ -168,11 +177,11 @@ mod tests {
         let mut ended = false;
         loop {
             relay.take(&mut input, &mut out, ended)?;
-            let straight = relay.straight(&input);
+            let straight = relay.straight();
             got.append(&mut out);
             got.extend(input.drain(..straight));
             relay.passed(straight);
-            if relay.is_last(&[]) {
+            if relay.is_last() {
                 break;
             }
             match pieces.next() {
