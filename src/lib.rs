@@ -33,11 +33,12 @@
 //! Call ──identify──▶ Agent ──verdict──▶ Grant ──token──▶ Bearer ──build──▶ Outbound ──send──▶ Reply
 //! ```
 //!
-//! It is `proxy::Gateway::forward`, one short function. Each step takes what the one before made, and nobody can skip one,
+//! It is `proxy::Gateway::forward`, one short function; requests of HTTP/1.1 that leave nothing to interpret walk the same steps
+//! in `proxy/fast`, from bytes to bytes, without hyper. Each step takes what the one before made, and nobody can skip one,
 //! because the types can't be made elsewhere. A `Receipt` is opened first and rides on the answer's body: when the last
 //! byte is gone, or the agent hangs up, exactly one audit record is written.
 //!
-//! The hot path is `proxy/`, `access/policy.rs`, `accounts/cache.rs` and `audit/receipt.rs`: no database, no lock that cores
+//! The hot path is `proxy/` (above all `proxy/fast`), `access/policy.rs`, `accounts/cache.rs` and `audit/receipt.rs`: no database, no lock that cores
 //! share, no timer of its own. Everything else is written to be read.
 
 pub mod access;

@@ -1,7 +1,12 @@
 //! Which paths are forwarded: those that every server reads alike. What would read differently after normalising is
 //! refused, never repaired, because the fence decides on exactly the bytes that go out.
 
+use std::borrow::Cow;
+
 use super::Refusal;
+
+/// How often something may be encoded beyond once. Nobody means more; each round has to be looked at.
+const ROUNDS: usize = 4;
 
 /// Checks a raw path (no query).
 ///
@@ -53,8 +58,7 @@ fn decode(bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
         }
         rest = &rest[3..];
     }
-    // On what is decoded: the digits of another round may be encoded themselves.
-    if memchr::memchr_iter(b'%', &decoded).any(|at| doubly(&decoded[at + 1..])) {
+    if is_veiled(&decoded) {
         return Err(Refusal::BadPath("The path has something encoded twice."));
     }
     // Overlong forms (`%c0%ae`) read as a dot to careless decoders and as nothing to careful ones.
@@ -64,14 +68,21 @@ fn decode(bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
     Ok(decoded)
 }
 
-/// Behind a `%` that was encoded: would another round of decoding make a dot, a slash, a backslash, a control byte, or the `;` that
-/// some servers cut `..;` at, of it?
-fn doubly(mut rest: &[u8]) -> bool {
-    while let Some(after) = rest.strip_prefix(b"25") {
-        rest = after;
+/// Whether further rounds of decoding would make a dot, a slash, a backslash, a control byte, or the `;` that some servers cut
+/// `..;` at, of something; or whether there is no end of rounds.
+fn is_veiled(decoded: &[u8]) -> bool {
+    let mut text = Cow::Borrowed(decoded);
+    for _ in 0..ROUNDS {
+        let mut escapes = memchr::memchr_iter(b'%', &text).filter_map(|at| escape(&text[at..])).peekable();
+        if escapes.peek().is_none() {
+            return false;
+        }
+        if escapes.any(|byte| matches!(byte, b'.' | b'/' | b'\\' | b';' | 0..=0x1f | 0x7f)) {
+            return true;
+        }
+        text = Cow::Owned(lenient(&text, false));
     }
-    let [high, low, ..] = rest else { return false };
-    matches!(hex(*high, *low), Some(b'.' | b'/' | b'\\' | b';' | 0..=0x1f | 0x7f))
+    true
 }
 
 /// The byte that an escape at the start of `text` stands for.
@@ -127,6 +138,7 @@ mod tests {
             "/odd;matrix=1/x",
             "/100%25/x",
             "/a%252b",
+            "/a%25252520b",
             "/(a)'b'*!~",
         ] {
             assert!(check(path).is_ok(), "{path}");
@@ -164,6 +176,8 @@ mod tests {
             "/a/%252%65%25%32%65/b",
             "/.%25253b",
             "/a%25252e",
+            "/a%25252%2565/b",
+            "/a%252525252520",
             "/a%2500",
             "//a",
             "/a//b",
