@@ -11,7 +11,7 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
@@ -203,9 +203,13 @@ impl Plain<'_> {
         self.watch.deadline.poll_passed(cx).map(|()| Gone)
     }
 
-    /// Writes some of `bytes`; answers how many.
-    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize, Gone>> {
-        let wrote = Pin::new(&mut *self.io).poll_write(cx, bytes);
+    /// Writes some of `first` and of what is `then`; answers how much.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], then: &[u8]) -> Poll<Result<usize, Gone>> {
+        let io = Pin::new(&mut *self.io);
+        let wrote = match (first, then) {
+            (bytes, []) | ([], bytes) => io.poll_write(cx, bytes),
+            _ => io.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(then)]),
+        };
         self.watch.wrote(wrote.is_ready());
         match wrote {
             Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(Gone)),

@@ -143,6 +143,7 @@ impl<'a> Exchange<'a> {
         out: &mut Vec<u8>,
     ) -> Result<(), Gone> {
         self.pace.progress();
+        self.top_up(relay).await;
         let (mut ended, mut yielded) = (false, 0);
         loop {
             relay.take(&mut self.input, out, ended).map_err(|_broken| Gone)?;
@@ -158,25 +159,40 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// Takes what else has come of a large body along with its beginning: one write wakes the agent once.
+    async fn top_up(&mut self, relay: &Relay) {
+        if relay.expects() <= MUCH || self.input.len() as u64 >= relay.expects() {
+            return;
+        }
+        let mut large = self.buffers.take_large();
+        large.extend_from_slice(&self.input);
+        self.buffers.give(std::mem::replace(&mut self.input, large));
+        poll_fn(|cx| {
+            // Whatever becomes of it is seen when more is asked for.
+            let _ = poll_read_buf(Pin::new(&mut self.direct.io), cx, &mut self.input);
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// Writes what is in `out`, and what can go straight from the input.
     async fn write(&mut self, agent: &mut Plain<'_>, relay: &mut Relay, out: &mut Vec<u8>) -> Result<(), Gone> {
         let straight = relay.straight();
-        let deadline = &self.direct.slot.deadline;
-        write(agent, out, deadline).await?;
+        write(agent, out, &self.input[..straight], Some(&self.direct.slot.deadline)).await?;
         out.clear();
-        if straight > 0 {
-            write(agent, &self.input[..straight], deadline).await?;
-            relay.passed(straight);
-            self.input.drain(..straight);
-        }
+        relay.passed(straight);
+        self.input.drain(..straight);
         Ok(())
     }
 
-    /// Takes the last piece off the input, to `out`.
-    pub(super) fn last(&mut self, relay: &mut Relay, out: &mut Vec<u8>) {
+    /// The last piece that can go straight, and whether nothing came behind it.
+    pub(super) fn last(&mut self, relay: &mut Relay) -> (Vec<u8>, bool) {
         let straight = relay.straight();
-        out.extend(self.input.drain(..straight));
         relay.passed(straight);
+        let mut piece = std::mem::take(&mut self.input);
+        let clean = piece.len() == straight;
+        piece.truncate(straight);
+        (piece, clean)
     }
 
     /// Waits for more of the body; `false`: the upstream's connection ended.
@@ -208,11 +224,9 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// The answer came whole: the connection may serve again, unless more came than was asked for.
-    pub(super) fn give_back(mut self, upstreams: &Upstreams) {
-        let clean = self.sent && self.input.is_empty();
-        self.buffers.give(std::mem::take(&mut self.input));
-        if clean {
+    /// The answer came whole and nothing behind it: the connection may serve again.
+    pub(super) fn give_back(self, upstreams: &Upstreams) {
+        if self.sent {
             upstreams.keep_direct(&self.pool, self.direct);
         }
     }
@@ -230,15 +244,22 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// Writes all of `bytes` while the deadline has not passed.
-async fn write(agent: &mut Plain<'_>, bytes: &[u8], deadline: &Deadline) -> Result<(), Gone> {
-    let mut written = 0;
+/// Writes all of `first` and of what is `then`, while the deadline has not passed.
+pub(super) async fn write(
+    agent: &mut Plain<'_>,
+    mut first: &[u8],
+    mut then: &[u8],
+    deadline: Option<&Deadline>,
+) -> Result<(), Gone> {
     poll_fn(|cx| {
-        while written < bytes.len() {
-            match agent.poll_write(cx, &bytes[written..]) {
-                Poll::Ready(length) => written += length?,
-                Poll::Pending => return deadline.poll_passed(cx).map(|()| Err(Gone)),
-            }
+        while !(first.is_empty() && then.is_empty()) {
+            let Poll::Ready(written) = agent.poll_write(cx, first, then) else {
+                return deadline.map_or(Poll::Pending, |deadline| deadline.poll_passed(cx).map(|()| Err(Gone)));
+            };
+            let written = written?;
+            let of_first = written.min(first.len());
+            first = &first[of_first..];
+            then = &then[written - of_first..];
         }
         Poll::Ready(Ok(()))
     })

@@ -17,7 +17,6 @@ mod relay;
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::task::ready;
 
 use http::StatusCode;
 
@@ -192,19 +191,21 @@ impl Gateway {
         let asked = Asked { closes: call.closes || agent.is_stopping(), ..asked(call, &grant, &bearer, &receipt) };
         let mut relay = answer.write(&mut exchange.input, &asked, wire);
         let relayed = exchange.relay(agent, &mut relay, wire).await;
-        if relayed.is_ok() {
-            exchange.last(&mut relay, wire);
-            receipt.finished();
+        if relayed.is_err() {
+            receipt.received(relay.received());
+            return Err(Gone);
         }
+        let (piece, clean) = exchange.last(&mut relay);
         receipt.received(relay.received());
-        relayed?;
+        receipt.finished();
         // Before the last byte leaves: who has the answer finds it on record, and the connection free.
         drop(receipt);
-        if keeps {
+        if keeps && clean {
             exchange.give_back(&self.upstreams);
         }
-        write(agent, wire).await?;
-        Ok(asked.closes)
+        let written = finish(agent, wire, &piece).await;
+        self.buffers.give(piece);
+        written.map(|()| asked.closes)
     }
 
     /// Gives one of Keyward's own answers.
@@ -225,21 +226,15 @@ impl Gateway {
             receipt.received(response.body().len() as u64);
             receipt.finished();
         }
-        write(agent, wire).await?;
+        finish(agent, wire, &[]).await?;
         Ok(closes)
     }
 }
 
 /// Writes the end of an answer.
-async fn write(agent: &mut Plain<'_>, bytes: &[u8]) -> Result<(), Gone> {
-    let mut written = 0;
-    poll_fn(|cx| {
-        while written < bytes.len() {
-            written += ready!(agent.poll_write(cx, &bytes[written..]))?;
-        }
-        agent.poll_flush(cx)
-    })
-    .await
+async fn finish(agent: &mut Plain<'_>, first: &[u8], then: &[u8]) -> Result<(), Gone> {
+    exchange::write(agent, first, then, None).await?;
+    poll_fn(|cx| agent.poll_flush(cx)).await
 }
 
 fn asked<'a>(call: &'a Call, grant: &'a Grant, bearer: &'a Bearer, receipt: &Receipt) -> Asked<'a> {

@@ -7,6 +7,9 @@ use bytes::Bytes;
 use crate::net::Unchunk;
 use crate::proxy::reflect::Mask;
 
+/// So little is copied behind a head sooner than written from where it is.
+const COPIED: usize = 4096;
+
 /// How an upstream says where its body ends (RFC 9112 §6.3).
 #[derive(Debug)]
 pub(super) enum Framing {
@@ -72,8 +75,8 @@ impl Relay {
             Framing::Length(left) => {
                 let length = part(*left, input);
                 let last = length as u64 == *left;
-                // Worth copying only where it saves a write.
-                if out.is_empty() && self.mask.as_ref().is_none_or(|mask| mask.passes(&input[..length], last)) {
+                let worth = out.is_empty() || length > COPIED;
+                if worth && self.mask.as_ref().is_none_or(|mask| mask.passes(&input[..length], last)) {
                     self.clear = length;
                     return if ended && length == 0 { Err(Broken) } else { Ok(()) };
                 }
