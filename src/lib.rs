@@ -38,8 +38,8 @@
 //! because the types can't be made elsewhere. A `Receipt` is opened first and rides on the answer's body: when the last
 //! byte is gone, or the agent hangs up, exactly one audit record is written.
 //!
-//! The hot path is `proxy/` (above all `proxy/fast`), `access/policy.rs`, `accounts/cache.rs` and `audit/receipt.rs`: no database, no lock that cores
-//! share, no timer of its own. Everything else is written to be read.
+//! The hot path is `proxy/` (above all `proxy/fast`), `access/policy.rs`, `accounts/cache.rs` and `audit/receipt.rs`: no
+//! database, no lock that cores share, no timer of its own. Everything else is written to be read.
 
 pub mod access;
 pub mod accounts;

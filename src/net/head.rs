@@ -23,6 +23,7 @@ pub struct Head {
 
 /// What the bytes begin with.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "lives on the stack for a moment; a box would cost more")]
 pub enum Parsed {
     /// The start of a head, maybe.
     Partial,
@@ -130,7 +131,10 @@ const IN_NAME: [u8; 256] = {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Option<(String, Vec<(String, String)>, usize)> {
+    /// First line, header lines, length.
+    type Read = (String, Vec<(String, String)>, usize);
+
+    fn read(text: &str) -> Option<Read> {
         let mut bytes = text.as_bytes().to_vec();
         let Parsed::Whole(head) = Head::parse(&mut bytes) else { return None };
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();

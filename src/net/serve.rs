@@ -129,7 +129,7 @@ pub async fn serve<S, F, B>(
     let mut in_a_row = 0u32;
     loop {
         in_a_row = in_a_row.wrapping_add(1);
-        if in_a_row % IN_A_ROW == 0 {
+        if in_a_row.is_multiple_of(IN_A_ROW) {
             tokio::task::yield_now().await;
         }
         tokio::select! {

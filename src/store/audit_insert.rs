@@ -12,7 +12,7 @@ use super::{AuditRow, Result};
 
 /// Rows that one statement inserts. Each half of the one before, so that no number of rows needs many statements. Larger
 /// ones would be a little cheaper, and keep the proxy waiting longer where it shares a core with the database's thread.
-const PIECES: [usize; 6] = [32, 16, 8, 4, 2, 1];
+const PIECES: [usize; 7] = [64, 32, 16, 8, 4, 2, 1];
 
 /// What becomes of a record whose id stands there already. Either way whoever could not learn whether a batch was stored
 /// may send it again.

@@ -2,9 +2,11 @@
 
 use http::StatusCode;
 use serde_json::json;
+use std::sync::Arc;
+use tokio::sync::Notify;
 
 use crate::harness::{Key, Keyward};
-use crate::wire::{Strict, Upstream, Wire, head};
+use crate::wire::{Strict, Upstream, Wire, head, holds};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -681,6 +683,38 @@ async fn a_request_that_was_written_is_not_sent_again() {
         let answer = k.agent(&key, method, "/proxy/raw/two").await;
         assert_eq!((answer.status.as_u16(), answer.refusal().as_str()), (502, "upstream_unreachable"), "{method}");
         assert_eq!(upstream.requests() - before, 2, "{method}");
+    }
+    k.stop().await;
+}
+
+/// A body that ends with its connection ends whole only when the connection is closed in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_ends_with_a_reset_is_cut() {
+    let k = Keyward::start().await;
+    let go = Arc::new(Notify::new());
+    let waits = Arc::clone(&go);
+    let upstream = Upstream::start(move |mut line| {
+        let waits = Arc::clone(&waits);
+        async move {
+            let resets = holds(&line.head().await, b"/reset");
+            line.say("HTTP/1.1 200 OK\r\n\r\nhello").await;
+            waits.notified().await;
+            if resets {
+                let _ = line.tcp.set_zero_linger();
+            }
+        }
+    })
+    .await;
+    let key = k.with_upstream(&upstream).await;
+    // On the fast path, and as hyper reads it.
+    for lines in [&["Connection: close"][..], &["Connection: close", "X_Odd: 1"]] {
+        for (path, end) in [("whole", &b"\r\n0\r\n\r\n"[..]), ("reset", b"\r\n")] {
+            let mut wire = k.wire().await;
+            wire.send(head(&key, &format!("GET /proxy/raw/{path}"), lines)).await;
+            wire.until(b"5\r\nhello").await;
+            go.notify_one();
+            assert_eq!(wire.rest().await, end, "{path} {lines:?}");
+        }
     }
     k.stop().await;
 }

@@ -31,7 +31,9 @@ pub(super) struct Exchange<'a> {
     /// What of the answer has come and was not looked at yet.
     pub(super) input: Vec<u8>,
     buffers: &'a Buffers,
-    /// All of the request was written.
+    /// What of the request could not be written before the answer began.
+    unsent: Vec<u8>,
+    /// All of it was written.
     sent: bool,
 }
 
@@ -39,7 +41,9 @@ pub(super) struct Exchange<'a> {
 enum Failure {
     /// Nothing of the request was written: it can go over another connection.
     Untouched,
-    /// The connection broke or was closed.
+    /// The connection was closed in order.
+    Ended,
+    /// It broke.
     Broken,
     /// Nothing came in time, or the grant went.
     Late,
@@ -76,13 +80,13 @@ impl<'a> Exchange<'a> {
     fn begin(upstreams: &Upstreams, buffers: &'a Buffers, pool: Rc<Pool>, direct: Direct, grant: &Grant) -> Self {
         let pace = upstreams.pace(&direct.slot);
         direct.slot.begin(grant);
-        Self { direct, pool, pace, input: buffers.take(), buffers, sent: false }
+        Self { direct, pool, pace, input: buffers.take(), buffers, unsent: Vec::new(), sent: false }
     }
 
     /// Writes the request and waits for the first bytes of the answer: they may come before all of it is written.
     async fn first(&mut self, agent: &mut Plain<'_>, request: &[u8]) -> Result<(), Failure> {
         let mut written = 0;
-        poll_fn(|cx| {
+        let first = poll_fn(|cx| {
             while !self.sent {
                 match self.poll_write(cx, &request[written..]) {
                     Poll::Ready(Ok(length)) => written += length,
@@ -91,9 +95,25 @@ impl<'a> Exchange<'a> {
                     Poll::Ready(Err(())) | Poll::Pending => break,
                 }
             }
-            self.poll_head(cx, agent)
+            self.poll_in_time(cx, agent)
         })
-        .await
+        .await;
+        self.unsent.extend_from_slice(&request[written..]);
+        first
+    }
+
+    /// Goes on writing what is unsent.
+    fn write_on(&mut self, cx: &mut Context<'_>) {
+        while !self.sent {
+            let unsent = std::mem::take(&mut self.unsent);
+            let wrote = self.poll_write(cx, &unsent);
+            self.unsent = unsent;
+            match wrote {
+                Poll::Ready(Ok(length)) => drop(self.unsent.drain(..length)),
+                // Then it is never all sent, and the connection not used again.
+                Poll::Ready(Err(())) | Poll::Pending => return,
+            }
+        }
     }
 
     /// Writes some of `bytes`; with the last of them the request is sent.
@@ -110,15 +130,16 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Reads of the head, which has one time for all of it, whatever comes before it.
-    fn poll_head(&mut self, cx: &mut Context<'_>, agent: &mut Plain<'_>) -> Poll<Result<(), Failure>> {
+    /// Reads more of the answer while there is time: also where there is always more.
+    fn poll_in_time(&mut self, cx: &mut Context<'_>, agent: &mut Plain<'_>) -> Poll<Result<(), Failure>> {
         if self.direct.slot.deadline.passed() { Poll::Ready(Err(Failure::Late)) } else { self.poll_read(cx, agent) }
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, agent: &mut Plain<'_>) -> Poll<Result<(), Failure>> {
         match poll_read_buf(Pin::new(&mut self.direct.io), cx, &mut self.input) {
             Poll::Ready(Ok(length)) if length > 0 => return Poll::Ready(Ok(())),
-            Poll::Ready(_) => return Poll::Ready(Err(Failure::Broken)),
+            Poll::Ready(Ok(_)) => return Poll::Ready(Err(Failure::Ended)),
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Broken)),
             Poll::Pending => {}
         }
         if self.direct.slot.deadline.poll_passed(cx).is_ready() {
@@ -130,7 +151,11 @@ impl<'a> Exchange<'a> {
     /// Waits for more of the answer's head.
     pub(super) async fn more(&mut self, agent: &mut Plain<'_>, grant: &Grant) -> Result<(), Stop> {
         self.input.reserve(1024);
-        let more = poll_fn(|cx| self.poll_head(cx, agent)).await;
+        let more = poll_fn(|cx| {
+            self.write_on(cx);
+            self.poll_in_time(cx, agent)
+        })
+        .await;
         more.map_err(|failure| self.failed(&failure, grant))
     }
 
@@ -205,6 +230,7 @@ impl<'a> Exchange<'a> {
         // What is in a layer of TLS must not wait for what the upstream says next.
         let mut flushed = false;
         let more = poll_fn(|cx| {
+            self.write_on(cx);
             if !flushed {
                 match agent.poll_flush(cx) {
                     Poll::Ready(Ok(())) => flushed = true,
@@ -212,14 +238,14 @@ impl<'a> Exchange<'a> {
                     Poll::Pending => {}
                 }
             }
-            self.poll_read(cx, agent)
+            self.poll_in_time(cx, agent)
         });
         match more.await {
             Ok(()) => {
                 self.pace.progress();
                 Ok(true)
             }
-            Err(Failure::Broken) => Ok(false),
+            Err(Failure::Ended) => Ok(false),
             Err(_) => Err(Gone),
         }
     }
@@ -237,7 +263,9 @@ impl<'a> Exchange<'a> {
             Failure::Gone => return Stop::Gone,
             _ if slot.is_withdrawn() => (Refusal::Withdrawn, "its grant went"),
             Failure::Late => (Refusal::UpstreamTimeout, "too late"),
-            Failure::Untouched | Failure::Broken => (Refusal::UpstreamUnreachable, "the connection ended"),
+            Failure::Untouched | Failure::Ended | Failure::Broken => {
+                (Refusal::UpstreamUnreachable, "the connection ended")
+            }
         };
         tracing::info!(target.slug = %grant.target().slug, error, "a target gave no answer");
         Stop::Refused(refusal)
