@@ -50,6 +50,8 @@ pub struct TargetChange {
     pub http1_only: Option<bool>,
     /// Whether WebSocket handshakes are forwarded.
     pub websocket: Option<bool>,
+    /// Whether answers keep their `Set-Cookie`.
+    pub set_cookie: Option<bool>,
 }
 
 fn checked_base(url: &str) -> Result<String, AccessError> {
@@ -176,6 +178,10 @@ impl Access {
         if let Some(websocket) = change.websocket {
             transport.websocket = websocket;
             changed.push("websocket");
+        }
+        if let Some(set_cookie) = change.set_cookie {
+            transport.set_cookie = set_cookie;
+            changed.push("set_cookie");
         }
         if let Some(name) = change.name {
             target.name = checked_name(&name)?;

@@ -41,6 +41,8 @@ pub(super) struct TargetView {
     http1_only: bool,
     /// WebSocket handshakes are forwarded.
     websocket: bool,
+    /// Answers keep their `Set-Cookie`.
+    set_cookie: bool,
     /// Managed: its account.
     #[serde(skip_serializing_if = "Option::is_none")]
     account_id: Option<AccountId>,
@@ -66,6 +68,7 @@ impl TargetView {
     fn transport(&mut self, transport: Transport) {
         self.http1_only = transport.http1_only;
         self.websocket = transport.websocket;
+        self.set_cookie = transport.set_cookie;
     }
 }
 
@@ -113,6 +116,7 @@ impl<'a> Shown<'a> {
             reflect_guard: false,
             http1_only: false,
             websocket: false,
+            set_cookie: false,
             account_id: None,
             provider: None,
             capability: None,

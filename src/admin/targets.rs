@@ -58,6 +58,9 @@ struct NewTargetBody {
     /// WebSocket handshakes are forwarded.
     #[serde(default)]
     websocket: bool,
+    /// Answers keep their `Set-Cookie`.
+    #[serde(default)]
+    set_cookie: bool,
 }
 
 /// Changes to a static target; what is absent stays.
@@ -83,6 +86,8 @@ struct TargetChangeBody {
     http1_only: Option<bool>,
     /// WebSocket handshakes are forwarded.
     websocket: Option<bool>,
+    /// Answers keep their `Set-Cookie`.
+    set_cookie: Option<bool>,
 }
 
 /// A credential on its way in.
@@ -184,7 +189,7 @@ async fn create_target(
         credential: body.credential.into(),
         fence: body.fence,
         protection: Protection { concurrency: body.concurrency, reflect_guard: body.reflect_guard },
-        transport: Transport { http1_only: body.http1_only, websocket: body.websocket },
+        transport: Transport { http1_only: body.http1_only, websocket: body.websocket, set_cookie: body.set_cookie },
     };
     let row = state.access.create_target(scope.org, new, &scope.actor()).await?;
     Ok((StatusCode::CREATED, Json(Shown::new(&state, scope.org).show(row).await?)))
@@ -238,6 +243,7 @@ async fn update_target(
         reflect_guard: body.reflect_guard,
         http1_only: body.http1_only,
         websocket: body.websocket,
+        set_cookie: body.set_cookie,
     };
     let row = state.access.update_target(scope.org, &slug, change, &scope.actor()).await?;
     Ok(Json(Shown::new(&state, scope.org).show(row).await?))

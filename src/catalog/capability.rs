@@ -36,6 +36,7 @@ pub(super) fn capability(id: &str, mut keys: Keys<'_>, names: &Names<'_>) -> Cap
     let transport = Transport {
         http1_only: keys.flag("http1_only").unwrap_or(false),
         websocket: keys.flag("websocket").unwrap_or(false),
+        set_cookie: keys.flag("set_cookie").unwrap_or(false),
     };
     let ask = keys.texts("ask").unwrap_or_default();
     patterns(&keys, "ask", &ask);

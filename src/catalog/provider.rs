@@ -195,7 +195,7 @@ pub struct Capability {
     pub read_text: Vec<String>,
     /// `concurrency`, `reflect_guard`.
     pub protection: Protection,
-    /// `http1_only`, `websocket`.
+    /// `http1_only`, `websocket`, `set_cookie`.
     pub transport: Transport,
     /// Rules that a dashboard offers: requests a person should be asked about.
     pub ask: Vec<String>,

@@ -60,6 +60,9 @@ struct CreateArgs {
     /// Forward WebSocket handshakes, for grants that may write
     #[arg(long)]
     websocket: bool,
+    /// Let answers keep their Set-Cookie
+    #[arg(long)]
+    set_cookie: bool,
     /// Send this variable's value as a bearer token
     #[arg(long, value_name = "VARIABLE")]
     bearer_env: Option<String>,
@@ -108,6 +111,7 @@ impl CreateArgs {
             "reflect_guard": self.no_reflect_guard.then_some(false),
             "http1_only": self.http1_only,
             "websocket": self.websocket,
+            "set_cookie": self.set_cookie,
         }))
     }
 

@@ -274,6 +274,8 @@ pub struct Transport {
     pub http1_only: bool,
     /// WebSocket handshakes are forwarded.
     pub websocket: bool,
+    /// Answers keep their `Set-Cookie`. What agents send as `Cookie` never goes out.
+    pub set_cookie: bool,
 }
 
 /// TLS of a system target, where it differs.
@@ -298,7 +300,7 @@ pub struct SystemTarget {
     pub fence: Vec<String>,
     /// `concurrency`, `reflect_guard`.
     pub protection: Protection,
-    /// `http1_only`, `websocket`.
+    /// `http1_only`, `websocket`, `set_cookie`.
     pub transport: Transport,
     /// `ca_file`, `client_cert`, `client_key`.
     pub tls: Option<TargetTls>,

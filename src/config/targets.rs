@@ -45,6 +45,7 @@ pub(super) fn read(section: &Section<'_>, around: &Around<'_>) -> BTreeMap<Strin
             transport: Transport {
                 http1_only: target.flag("http1_only").unwrap_or(false),
                 websocket: target.flag("websocket").unwrap_or(false),
+                set_cookie: target.flag("set_cookie").unwrap_or(false),
             },
             tls: tls(&target, around),
         };

@@ -106,13 +106,14 @@ pub(super) fn inject(headers: &mut HeaderMap, ours: &[(HeaderName, HeaderValue)]
 }
 
 /// Takes off what was between the upstream and us, or would make the agent's client act on our origin.
-pub(super) fn clean_answer(headers: &mut HeaderMap) {
+/// With `cookies` the target may set some.
+pub(super) fn clean_answer(headers: &mut HeaderMap, cookies: bool) {
     remove_nominated(headers);
     if headers.contains_key(TRANSFER_ENCODING) {
         // The length was overruled (RFC 9112 §6.3); forwarded, it would frame our own answer wrongly.
         headers.remove(CONTENT_LENGTH);
     }
-    let gone: Vec<_> = headers.keys().filter(|name| off_answer(name.as_str().as_bytes())).cloned().collect();
+    let gone: Vec<_> = headers.keys().filter(|name| off_answer(name.as_str().as_bytes(), cookies)).cloned().collect();
     for name in gone {
         headers.remove(name);
     }
@@ -240,12 +241,13 @@ pub(super) fn off_request(name: &[u8]) -> bool {
     }
 }
 
-pub(super) fn off_answer(name: &[u8]) -> bool {
+pub(super) fn off_answer(name: &[u8], cookies: bool) -> bool {
     match name.first() {
         Some(b'a') => name == b"alt-svc" || name.starts_with(b"access-control-"),
-        Some(b's') => {
-            matches!(name, b"set-cookie" | b"set-cookie2" | b"strict-transport-security" | b"service-worker-allowed")
-        }
+        Some(b's') => match name {
+            b"set-cookie" => !cookies,
+            _ => matches!(name, b"set-cookie2" | b"strict-transport-security" | b"service-worker-allowed"),
+        },
         Some(b'c') => matches!(name, b"connection" | b"clear-site-data"),
         // What a browser remembers of an origin, and tells others of it.
         Some(b'e' | b'n' | b'r') => matches!(name, b"expect-ct" | b"nel" | b"report-to" | b"reporting-endpoints"),
@@ -398,13 +400,13 @@ mod tests {
             ("public-key-pins", "max-age=1"),
             ("service-worker-allowed", "/"),
         ]);
-        clean_answer(&mut map);
+        clean_answer(&mut map, false);
         assert_eq!(
             names(&map),
             ["content-encoding", "content-type", "etag", "retry-after", "www-authenticate", "x-ratelimit-remaining"]
         );
         let mut sized = headers(&[("content-length", "12")]);
-        clean_answer(&mut sized);
+        clean_answer(&mut sized, false);
         assert_eq!(names(&sized), ["content-length"]);
     }
 

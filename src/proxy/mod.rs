@@ -295,7 +295,7 @@ fn answer(
     let Reply { response, lease, target, switched } = reply;
     let (mut parts, incoming) = response.into_parts();
     parts.version = Version::HTTP_11;
-    headers::clean_answer(&mut parts.headers);
+    headers::clean_answer(&mut parts.headers, target.transport.set_cookie);
     reflect::hide_in_head(&mut parts, bearer.secrets());
     headers::relocate(&mut parts.headers, &target.base, &target.slug);
     headers::guard(&mut parts.headers, parts.status);

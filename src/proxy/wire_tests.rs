@@ -103,7 +103,7 @@ async fn exchange(
     *request.headers_mut() = fields;
     let reply = upstreams.send(Outbound { grant: Grant::to(target), request, upload, held, handshake: None }).await?;
     let (mut parts, incoming) = reply.response.into_parts();
-    headers::clean_answer(&mut parts.headers);
+    headers::clean_answer(&mut parts.headers, false);
     Ok(Response::from_parts(parts, Relay::new(incoming, reply.lease)))
 }
 

@@ -687,6 +687,32 @@ async fn a_request_that_was_written_is_not_sent_again() {
     k.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_may_set_cookies_when_it_is_allowed_to_and_never_gets_one() {
+    let k = Keyward::start().await;
+    let upstream =
+        Upstream::saying("HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nset-cookie: c=d\r\nContent-Length: 2\r\n\r\nok").await;
+    let key = k.with_upstream(&upstream).await;
+    let none: [&str; 0] = [];
+    for (allowed, expected) in [(None, &none[..]), (Some(true), &["a=b", "c=d"]), (Some(false), &none)] {
+        if let Some(allowed) = allowed {
+            let changed = k.api("PATCH", "/targets/raw", Some(json!({"set_cookie": allowed}))).await;
+            assert_eq!(changed["set_cookie"], allowed);
+        }
+        // On the fast path, and as hyper reads it.
+        for odd in ["X-Odd: 1", "X_Odd: 1"] {
+            let mut wire = k.wire().await;
+            wire.send(head(&key, "GET /proxy/raw/x", &["Connection: close", "Cookie: e=f", odd])).await;
+            let answer = wire.answer().await;
+            let set: Vec<_> =
+                answer.headers.get_all("set-cookie").iter().map(|value| value.to_str().unwrap()).collect();
+            assert_eq!((answer.status.as_u16(), &set[..]), (200, expected), "{allowed:?} {odd}");
+        }
+    }
+    assert!(!upstream.seen().to_lowercase().contains("e=f"));
+    k.stop().await;
+}
+
 /// A body that ends with its connection ends whole only when the connection is closed in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_ends_with_a_reset_is_cut() {

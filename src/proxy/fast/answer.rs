@@ -42,6 +42,8 @@ pub(super) struct Asked<'a> {
     pub(super) base: &'a Base,
     pub(super) slug: &'a str,
     pub(super) guarded: bool,
+    /// The target may set cookies.
+    pub(super) cookies: bool,
     pub(super) secrets: &'a Secrets,
     pub(super) request: RequestId,
     /// The agent's connection ends with this answer.
@@ -100,7 +102,7 @@ impl Answer {
                 out.extend_from_slice(head.first(bytes));
                 out.extend_from_slice(b"\r\n");
                 for (name, value) in head.fields(bytes) {
-                    if name != b"x-content-type-options" && !headers::off_answer(name) {
+                    if name != b"x-content-type-options" && !headers::off_answer(name, asked.cookies) {
                         line(out, name, value);
                     }
                 }
@@ -114,7 +116,7 @@ impl Answer {
             }
             Form::Odd(mut parts) => {
                 let compressed = reflect::is_compressed(&parts.headers);
-                headers::clean_answer(&mut parts.headers);
+                headers::clean_answer(&mut parts.headers, asked.cookies);
                 reflect::hide_in_head(&mut parts, asked.secrets);
                 headers::relocate(&mut parts.headers, asked.base, asked.slug);
                 headers::guard(&mut parts.headers, parts.status);

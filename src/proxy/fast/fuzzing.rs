@@ -110,12 +110,13 @@ pub fn plain_request(data: &[u8]) {
 /// When a claim does not hold.
 pub fn plain_answer(data: &[u8]) {
     let (base, secrets) = (base(), Secrets::of(&Injection::Headers(ours())));
-    for method in [Method::GET, Method::HEAD] {
+    for (method, cookies) in [(Method::GET, true), (Method::HEAD, false)] {
         let asked = Asked {
             method: &method,
             base: &base,
             slug: "crm",
             guarded: true,
+            cookies,
             secrets: &secrets,
             request: RequestId::next(),
             closes: false,

@@ -244,6 +244,7 @@ fn asked<'a>(call: &'a Call, grant: &'a Grant, bearer: &'a Bearer, receipt: &Rec
         base: &target.base,
         slug: &target.slug,
         guarded: target.reflect_guard,
+        cookies: target.transport.set_cookie,
         secrets: bearer.secrets(),
         request: receipt.request_id(),
         closes: call.closes,

@@ -134,7 +134,7 @@ async fn a_static_target_lives_under_a_slug_of_its_own() {
             credential: None,
             fence: vec!["/a".into(), "/b/**".into()],
             protection: Protection { concurrency: std::num::NonZeroU32::new(5), reflect_guard: Some(false) },
-            transport: Transport { http1_only: true, websocket: true },
+            transport: Transport { http1_only: true, websocket: true, set_cookie: true },
         };
         crm.updated_at = at(50);
         f.store.update_target(&crm, &note()).await.unwrap();
@@ -147,7 +147,7 @@ async fn a_static_target_lives_under_a_slug_of_its_own() {
         else {
             panic!("static")
         };
-        assert!(transport.http1_only && transport.websocket);
+        assert!(transport.http1_only && transport.websocket && transport.set_cookie);
         assert_eq!((base_url.as_str(), credential_kind.as_str()), ("https://crm.example.com", "none"));
         assert!(credential.is_none());
         assert_eq!(fence, ["/a", "/b/**"]);

@@ -41,7 +41,7 @@ async fn a_targets_credential_goes_upstream_and_is_never_shown() {
             let made = done(&answer, 201);
             let wanted = json!({
                 "slug": slug, "name": "N", "kind": "static", "base_url": base_url, "credential": {"kind": kind},
-                "fence": ["GET /**"], "concurrency": null, "reflect_guard": true, "http1_only": false, "websocket": false,
+                "fence": ["GET /**"], "concurrency": null, "reflect_guard": true, "http1_only": false, "websocket": false, "set_cookie": false,
                 "created_at": made["created_at"], "updated_at": made["updated_at"],
             });
             assert_eq!(made, wanted);
@@ -235,7 +235,7 @@ async fn managed_and_system_targets_are_shown_granted_and_left_alone() {
     let at = &system["created_at"];
     let wanted = json!({"slug": "shared", "name": "Shared", "kind": "system", "base_url": "https://example.com/v1",
         "credential": {"kind": "bearer"}, "fence": ["GET /x/**"], "concurrency": null, "reflect_guard": true,
-        "http1_only": false, "websocket": false, "created_at": at, "updated_at": at});
+        "http1_only": false, "websocket": false, "set_cookie": false, "created_at": at, "updated_at": at});
     assert_eq!(system, wanted);
     let slug = crate::harness::slug(&account, "mail");
     let managed = find(&slug);
