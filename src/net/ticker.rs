@@ -74,7 +74,7 @@ impl Ticker {
     /// A deadline that is not armed.
     ///
     /// # Panics
-    /// Outside a `LocalSet`: the first deadline starts the tick there.
+    /// Outside a `LocalRuntime` or `LocalSet`: the first deadline starts the tick there.
     #[must_use]
     pub fn deadline(&self) -> Deadline {
         let entry = Rc::new(Entry { now: Rc::clone(&self.0.now), due: Cell::new(NEVER), waker: RefCell::new(None) });

@@ -86,7 +86,7 @@ pub struct Shared {
     pub shutdown: Shutdown,
 }
 
-/// The gateway of one worker thread. Must be used inside a `LocalSet`.
+/// The gateway of one worker thread. Must be used inside a `LocalRuntime` or `LocalSet`.
 pub struct Gateway {
     shared: Arc<Shared>,
     upstreams: Upstreams,

@@ -10,6 +10,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, response};
 use hyper::ext::ReasonPhrase;
 
+use super::number;
 use super::outbound::line;
 use super::relay::{Framing, Relay};
 use crate::catalog::{Base, Secrets};
@@ -223,11 +224,6 @@ fn framing(method: &Method, status: StatusCode, chunked: bool, length: Option<u6
         Some(length) => Framing::Length(length),
         None => Framing::Close,
     }
-}
-
-fn number(value: &[u8]) -> Option<u64> {
-    let digits = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
-    digits.then(|| value.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
 /// Reads an answer with a parser that knows what else there is. Nothing: it is not whole.

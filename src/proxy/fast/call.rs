@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use http::Method;
 
+use super::number;
 use crate::config::Limits;
 use crate::net::{Head, Parsed, is_host};
 use crate::proxy::call::{PREFIX, Place, URI_BYTES};
@@ -131,7 +132,7 @@ impl Said {
                 }
                 b"content-length" => {
                     said.lengths += 1;
-                    said.length = length(value)?;
+                    said.length = usize::try_from(number(value)?).ok()?;
                 }
                 b"connection" => match value {
                     value if value.eq_ignore_ascii_case(b"keep-alive") => {}
@@ -168,11 +169,6 @@ fn method(word: &[u8]) -> Option<Method> {
 /// What stands in paths and queries that no server stumbles over.
 fn in_target(byte: &u8) -> bool {
     matches!(byte, b'!' | b'$'..=b';' | b'=' | b'?'..=b'Z' | b'[' | b']' | b'_' | b'a'..=b'z' | b'~')
-}
-
-fn length(value: &[u8]) -> Option<usize> {
-    let digits = (1..=9).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
-    digits.then(|| value.iter().fold(0, |length, digit| length * 10 + usize::from(digit - b'0')))
 }
 
 fn bearer(value: &[u8]) -> Option<&[u8]> {

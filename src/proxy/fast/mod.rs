@@ -250,3 +250,9 @@ fn asked<'a>(call: &'a Call, grant: &'a Grant, bearer: &'a Bearer, receipt: &Rec
         closes: call.closes,
     }
 }
+
+/// A length, when it is written in digits alone.
+fn number(value: &[u8]) -> Option<u64> {
+    let digits = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+    digits.then(|| value.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+}
