@@ -18,6 +18,9 @@ fn main() -> ExitCode {
     // Each agent's connection takes a descriptor, and mostly one more upstream: take as many as the system gives.
     let files = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
+    // A page of 2 MiB is zeroed at once, while everybody waits, and most of it stays unused.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     // Only fails when there is one already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     cli::run()

@@ -100,6 +100,10 @@ pub(super) fn spawn_workers(
     alive: &mpsc::Sender<()>,
 ) -> anyhow::Result<()> {
     let each = config.proxy.limits.connections.div_ceil(listeners.len());
+    if let Some(listener) = listeners.first() {
+        // One for an agent, one for its upstream, and some for everything else.
+        listener.reserve_descriptors(config.proxy.limits.connections.saturating_mul(2).saturating_add(512));
+    }
     for (number, listener) in listeners.into_iter().enumerate() {
         let (shared, limits, tls) = (Arc::clone(shared), limits(config, each), tls.cloned());
         spawn(format!("keyward-proxy-{number}"), alive.clone(), move || {

@@ -40,12 +40,12 @@ where
         let watch = Watch::new(house.ticker.deadline(), house.spans);
         let exchanges = Exchanges { service, peer, watch: Rc::clone(&watch), house: Rc::clone(house) };
         let Some(handshakes) = &house.handshakes else {
-            return either(Socket::new(tcp, Rc::clone(&watch)), exchanges).await;
+            return either(Socket::new(tcp, Rc::clone(&watch), &house.turns), exchanges).await;
         };
         // In a box, and so are the other rarer ways: what is here counts for every idle connection in clear.
         let Some(tls) = Box::pin(handshakes.shake(tcp, &watch, house)).await else { return };
         let agreed = tls.get_ref().1.alpn_protocol().map(|protocol| protocol == b"h2");
-        let socket = Socket::new(tls, Rc::clone(&watch));
+        let socket = Socket::new(tls, Rc::clone(&watch), &house.turns);
         match agreed {
             Some(true) => Box::pin(http2(socket, exchanges)).await,
             Some(false) => Box::pin(http1(socket, exchanges)).await,

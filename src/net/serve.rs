@@ -22,16 +22,14 @@ use tokio::sync::Notify;
 use super::connection::connection;
 use super::exchange::{Line, Peer};
 use super::handshake::Handshakes;
+use super::listener::Listener;
 use super::multiplex::{self, LocalTasks};
 use super::plain::FastPath;
 use super::socket::Spans;
 use super::ticker::{Ticker, Ticks};
+use super::turns::{IN_A_TURN, Turns};
 use crate::shutdown::Shutdown;
 
-/// Connections that wait in the kernel for us to accept them.
-const BACKLOG: i32 = 4096;
-/// Connections that are accepted before those that are there have their turn.
-const IN_A_ROW: u32 = 16;
 /// How long a peer may go on sending after our last word.
 const LINGER: Duration = Duration::from_secs(2);
 /// What hyper may hold of one connection at least: body parts are read and written in pieces of up to this.
@@ -42,41 +40,6 @@ const LAST_CALLS: usize = 32;
 
 /// Header lines that hyper has room for on its stack; another number costs it a little work for each head.
 const HEADERS: usize = 100;
-
-/// A bound socket.
-pub struct Listener(std::net::TcpListener);
-
-impl Listener {
-    /// Binds `address`; with `shared`, further listeners may bind the same one (`SO_REUSEPORT`) and the kernel spreads
-    /// connections over them. Port 0 picks a free port.
-    ///
-    /// # Errors
-    /// What the system says, with the address.
-    pub fn bind(address: SocketAddr, shared: bool) -> io::Result<Self> {
-        use socket2::{Domain, Protocol, Socket, Type};
-
-        let bind = || {
-            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_reuse_address(true)?;
-            if shared {
-                socket.set_reuse_port(true)?;
-            }
-            socket.set_nonblocking(true)?;
-            socket.bind(&address.into())?;
-            socket.listen(BACKLOG)?;
-            Ok(Self(socket.into()))
-        };
-        bind().map_err(|error: io::Error| io::Error::new(error.kind(), format!("can't listen on {address}: {error}")))
-    }
-
-    /// Where it is bound.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
-    }
-}
 
 /// Limits of a listener.
 #[derive(Debug, Clone)]
@@ -126,10 +89,11 @@ pub async fn serve<S, F, B>(
     };
     let house = House::new(&limits, tls, fast);
     let mut stopping = pin!(shutdown.stopping());
-    let mut in_a_row = 0u32;
+    let mut let_in = 0usize;
     loop {
-        in_a_row = in_a_row.wrapping_add(1);
-        if in_a_row.is_multiple_of(IN_A_ROW) {
+        let_in = let_in.wrapping_add(1);
+        if let_in.is_multiple_of(IN_A_TURN) {
+            // Those who are in have their turn, however many wait at the door.
             tokio::task::yield_now().await;
         }
         tokio::select! {
@@ -218,6 +182,7 @@ pub(super) struct House {
     live: Cell<usize>,
     left: Notify,
     pub(super) ticker: Ticker,
+    pub(super) turns: Rc<Turns>,
     pub(super) spans: Spans,
     pub(super) head_bytes: usize,
     pub(super) headers: usize,
@@ -239,6 +204,7 @@ impl House {
             live: Cell::new(0),
             left: Notify::new(),
             ticker: Ticker::new(),
+            turns: Turns::new(),
             spans: Spans {
                 handshake: Ticks::of(limits.handshake),
                 head: Ticks::of(limits.head),

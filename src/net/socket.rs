@@ -26,6 +26,7 @@ use super::multiplex::Fault;
 use super::plain::Plain;
 use super::serve::House;
 use super::ticker::{Deadline, Ticks};
+use super::turns::{InTurn, Turns};
 use super::words::unreadable;
 
 /// How a client of HTTP/2 begins (RFC 9113 §3.4).
@@ -192,6 +193,15 @@ impl Watch {
         self.phase.get() == Phase::Idle
     }
 
+    /// Whether there is more to come of a request that has begun, or of the first one.
+    pub(super) fn is_owed_more(&self) -> bool {
+        match self.phase.get() {
+            Phase::Head => true,
+            Phase::Busy => self.had_body.get() && !self.is_multiplexed(),
+            Phase::Idle | Phase::Linger => false,
+        }
+    }
+
     /// Whether the peer could still be told that its head came too late: nothing of an earlier answer is on its way.
     pub(super) fn may_be_told(&self) -> bool {
         self.phase.get() == Phase::Head && !self.stalled.get()
@@ -252,7 +262,7 @@ impl Watch {
 
 /// The socket, in clear or under TLS.
 pub(super) struct Socket<T> {
-    io: T,
+    io: InTurn<T>,
     watch: Rc<Watch>,
     /// Read already, to find out which protocol it is.
     ahead: Vec<u8>,
@@ -260,8 +270,8 @@ pub(super) struct Socket<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Socket<T> {
-    pub(super) fn new(io: T, watch: Rc<Watch>) -> Self {
-        Self { io, watch, ahead: Vec::new(), sent_fin: false }
+    pub(super) fn new(io: T, watch: Rc<Watch>, turns: &Rc<Turns>) -> Self {
+        Self { io: InTurn::new(io, Rc::clone(&watch), turns), watch, ahead: Vec::new(), sent_fin: false }
     }
 
     /// Whether the peer begins as a client of HTTP/2 does. What was read stays to be read.

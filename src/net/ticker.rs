@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::turns::IN_A_TURN;
+
 const STEP: Duration = Duration::from_millis(500);
 /// Steps without a deadline after which the tick rests until the next one is made.
 const REST: u32 = 120;
@@ -114,6 +116,12 @@ async fn run(ticker: Weak<Inner>) {
         interval.tick().await;
         let Some(ticker) = ticker.upgrade() else { return };
         empty = if ticker.step() { 0 } else { empty + 1 };
+        let mut from = 0;
+        while let Some(next) = ticker.pass(from) {
+            from = next;
+            // Many may be due at once, and each costs something: what else is ready has its turn.
+            tokio::task::yield_now().await;
+        }
         if empty >= REST {
             ticker.running.set(false);
             return;
@@ -128,14 +136,25 @@ impl Inner {
         self.now.set(now);
         let mut entries = self.entries.borrow_mut();
         entries.retain(|entry| Rc::strong_count(entry) > 1);
-        for entry in entries.iter() {
-            let due = entry.due.get();
-            if due != PASSED && due <= now {
-                entry.due.set(PASSED);
-                entry.wake();
-            }
-        }
         !entries.is_empty()
+    }
+
+    /// Lets a turn's worth of deadlines pass that are due, from this one on; answers where to go on.
+    fn pass(&self, from: usize) -> Option<usize> {
+        let (now, mut passed) = (self.now.get(), 0);
+        for (number, entry) in self.entries.borrow().iter().enumerate().skip(from) {
+            let due = entry.due.get();
+            if due == PASSED || due > now {
+                continue;
+            }
+            if passed == IN_A_TURN {
+                return Some(number);
+            }
+            passed += 1;
+            entry.due.set(PASSED);
+            entry.wake();
+        }
+        None
     }
 }
 

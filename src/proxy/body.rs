@@ -11,6 +11,7 @@ use super::load::UnderWay;
 use super::reflect::Mask;
 use super::upstream::Lease;
 use crate::audit::Receipt;
+use crate::net::Stint;
 
 /// The body of every answer on the agent listener.
 pub struct ReplyBody(Kind, Option<UnderWay>);
@@ -69,11 +70,12 @@ pub(super) struct Relay {
     received: u64,
     sent: u64,
     whole: bool,
+    stint: Stint,
 }
 
 impl Relay {
     pub(super) fn new(incoming: Incoming, lease: Lease) -> Self {
-        Self { incoming, lease: Some(lease), received: 0, sent: 0, whole: false }
+        Self { incoming, lease: Some(lease), received: 0, sent: 0, whole: false, stint: Stint::default() }
     }
 
     /// The last byte has been handed over: the connection may serve again.
@@ -120,6 +122,7 @@ impl Body for Relay {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = self.get_mut();
+        ready!(this.stint.poll_rest(cx));
         let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
             if let Some(lease) = &this.lease {
                 ready!(lease.poll_late(cx));
@@ -131,6 +134,7 @@ impl Body for Relay {
         match frame.map(|frame| frame.map(Frame::into_data)) {
             Some(Ok(Ok(data))) => {
                 this.received += data.len() as u64;
+                this.stint.moved(data.len());
                 if this.incoming.is_end_stream() {
                     this.end();
                 } else if let Some(lease) = &this.lease {

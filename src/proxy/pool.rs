@@ -17,6 +17,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
+use tokio::task::yield_now;
 use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -481,12 +482,17 @@ impl Pool {
             return Some(dialer.seat(shared));
         }
         loop {
-            let mut connected = self.pop()?;
-            let Link::Alone(sender) = &mut connected.link else { continue };
-            // Not ready yet means: whole, but its task has not run since.
-            if sender.is_ready() || sender.ready().await.is_ok() {
+            let connected = self.pop()?;
+            let Link::Alone(sender) = &connected.link else { continue };
+            if !sender.is_ready() {
+                // Its task has not run since the last answer ended.
+                yield_now().await;
+            }
+            if sender.is_ready() {
                 return Some(connected);
             }
+            // The upstream answered before it took all of the last request, and may never take the rest.
+            connected.slot.deadline.pass();
         }
     }
 

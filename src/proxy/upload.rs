@@ -5,14 +5,14 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::Refusal;
 use super::upstream::Pace;
-use crate::net::{Deadline, Ticker, Ticks};
+use crate::net::{Deadline, Stint, Ticker, Ticks};
 
 /// Bodies of a known length up to this are held.
 pub(super) const HELD: u64 = 64 * 1024;
@@ -27,6 +27,8 @@ pub(super) enum RequestBody {
         incoming: Incoming,
         /// What the exchange needs to know of it.
         upload: Rc<Upload>,
+        /// When it is somebody else's turn.
+        stint: Stint,
     },
 }
 
@@ -130,7 +132,7 @@ impl RequestBody {
             pace: RefCell::new(None),
             waiting: RefCell::default(),
         });
-        Ok(Self::Streamed { incoming, upload })
+        Ok(Self::Streamed { incoming, upload, stint: Stint::default() })
     }
 
     /// The same once more, when all of it is here.
@@ -195,13 +197,14 @@ impl Body for RequestBody {
     type Error = UploadError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let (incoming, upload) = match self.get_mut() {
+        let (incoming, upload, stint) = match self.get_mut() {
             Self::Held(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Streamed { incoming, upload } => (incoming, upload),
+            Self::Streamed { incoming, upload, stint } => (incoming, upload, stint),
         };
         if upload.state.get() == State::Broken {
             return Poll::Ready(Some(Err(UploadError::Broken)));
         }
+        ready!(stint.poll_rest(cx));
         let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
             upload.state.set(State::Waiting);
             let mut waiting = upload.waiting.borrow_mut();
@@ -218,6 +221,7 @@ impl Body for RequestBody {
                 Ok(data) => {
                     let sent = upload.sent.get() + data.len() as u64;
                     upload.sent.set(sent);
+                    stint.moved(data.len());
                     if sent > upload.limit {
                         (State::TooLarge, Some(Err(UploadError::TooLarge)))
                     } else {

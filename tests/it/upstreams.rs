@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::harness::{Answer, Backend, Key, Keyward, Settings, World};
+use crate::http2::{GOAWAY, HEADERS, frame, packed};
 use crate::tls_kit::Authority;
 use crate::wire::{eventually, head};
 
@@ -129,12 +130,11 @@ fn fine(_: usize, _: Request<RecvStream>, mut respond: SendResponse<Bytes>, _: S
 }
 
 /// A gateway that trusts the authority for everything, with the upstream as `up`.
-async fn trusting(authority: &Authority, upstream: &Secure, more: &str) -> (Keyward, Key) {
+async fn trusting(authority: &Authority, url: &str, more: &str) -> (Keyward, Key) {
     let world = World::new(Backend::Sqlite).await;
     std::fs::write(world.dir.path().join("ca.pem"), authority.pem()).unwrap();
     let toml = format!(
-        "egress.ca = \"ca.pem\"\n[targets.up]\nbase_url = \"{}/base\"\ncredential = {{ bearer_env = \"UP\" }}\n{more}\n",
-        upstream.url()
+        "egress.ca = \"ca.pem\"\n[targets.up]\nbase_url = \"{url}/base\"\ncredential = {{ bearer_env = \"UP\" }}\n{more}\n",
     );
     let k = system(world, toml).await;
     let key = k.new_key().await;
@@ -166,7 +166,7 @@ async fn system(world: World, toml: String) -> Keyward {
 async fn http2_is_chosen_by_alpn_and_shared_by_all_exchanges() {
     let authority = Authority::new();
     let upstream = Secure::start(authority.acceptor(&["h2", "http/1.1"], false), fine).await;
-    let (k, key) = trusting(&authority, &upstream, "").await;
+    let (k, key) = trusting(&authority, &upstream.url(), "").await;
     let ask = |number: usize| {
         let (address, key) = (k.app.proxy_address(), key.clone());
         async move {
@@ -198,7 +198,7 @@ async fn http2_is_chosen_by_alpn_and_shared_by_all_exchanges() {
 async fn a_target_may_have_http_1_only() {
     let authority = Authority::new();
     let upstream = Secure::start(authority.acceptor(&["h2", "http/1.1"], false), fine).await;
-    let (k, key) = trusting(&authority, &upstream, "http1_only = true").await;
+    let (k, key) = trusting(&authority, &upstream.url(), "http1_only = true").await;
     for _ in 0..3 {
         assert_eq!(k.agent(&key, "GET", "/proxy/up/x").await.text(), "one");
     }
@@ -236,7 +236,7 @@ async fn what_a_server_refused_unseen_is_sent_again_once_and_nothing_else_is() {
             _ => fine(number, request, respond, says),
         })
         .await;
-    let (k, key) = trusting(&authority, &upstream, "").await;
+    let (k, key) = trusting(&authority, &upstream.url(), "").await;
     let answer = k.ask([&head(&key, "POST /proxy/up/x", &["Content-Length: 5"])[..], b"hello"].concat()).await;
     assert_eq!((answer.status.as_u16(), &*answer.text()), (200, "two"));
     assert_eq!(upstream.requests().len(), 2);
@@ -249,7 +249,7 @@ async fn what_a_server_refused_unseen_is_sent_again_once_and_nothing_else_is() {
         (|_, _, mut respond: SendResponse<Bytes>, _| respond.send_reset(Reason::CANCEL), 1),
     ] {
         let upstream = Secure::start(authority.acceptor(&["h2"], false), script).await;
-        let (k, key) = trusting(&authority, &upstream, "").await;
+        let (k, key) = trusting(&authority, &upstream.url(), "").await;
         let answer = k.agent(&key, "POST", "/proxy/up/x").await;
         assert_eq!((answer.status.as_u16(), &*answer.refusal()), (502, "upstream_unreachable"));
         assert_eq!(upstream.requests().len(), tries);
@@ -267,13 +267,91 @@ async fn a_connection_that_goes_away_is_replaced_and_loses_nothing() {
         fine(number, request, respond, says);
     })
     .await;
-    let (k, key) = trusting(&authority, &upstream, "").await;
+    let (k, key) = trusting(&authority, &upstream.url(), "").await;
     for number in 0..40 {
         let answer = k.agent(&key, "POST", &format!("/proxy/up/{number}")).await;
         assert_eq!((answer.status.as_u16(), &*answer.text()), (200, "two"), "{number}: {}", answer.text());
     }
     assert_eq!(upstream.requests().len(), 40, "each was sent once");
     assert!(upstream.agreed().len() >= 4, "{:?}", upstream.agreed());
+    k.stop().await;
+}
+
+/// A server of HTTP/2 from frames by hand. The first connection answers a first request, takes two more, and goes away
+/// saying that it looked at one of those; any other answers everything. What streams brought: connection, stream, body.
+async fn one_that_goes_away(acceptor: TlsAcceptor) -> (SocketAddr, Arc<Mutex<Vec<(usize, u32, String)>>>) {
+    const STATUS_200: &[(&str, &str)] = &[(":status", "200")];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, streams) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<_>>>::default());
+    let taken = Arc::clone(&streams);
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (Ok((tcp, _)), taken) = (listener.accept().await, Arc::clone(&taken)) else { return };
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut tls = acceptor.accept(tcp).await.unwrap();
+                tls.read_exact(&mut [0; 24]).await.unwrap();
+                tls.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+                let mut bodies = std::collections::BTreeMap::<u32, String>::new();
+                let mut whole = Vec::new();
+                while let Some((kind, flags, stream, payload)) = next_frame(&mut tls).await {
+                    if kind != 0 && kind != HEADERS {
+                        continue;
+                    }
+                    let body = bodies.entry(stream).or_default();
+                    if kind == 0 {
+                        body.push_str(&String::from_utf8_lossy(&payload));
+                    }
+                    if flags & 0x1 == 0 {
+                        continue;
+                    }
+                    taken.lock().unwrap().push((number, stream, body.clone()));
+                    whole.push(stream);
+                    let answered = match (number, &whole[..]) {
+                        (0, [first]) => *first,
+                        (0, [_, first, _]) => {
+                            let last = [first.to_be_bytes(), 0u32.to_be_bytes()].concat();
+                            tls.write_all(&frame(GOAWAY, 0, 0, &last)).await.unwrap();
+                            *first
+                        }
+                        (0, _) => continue,
+                        _ => stream,
+                    };
+                    tls.write_all(&frame(HEADERS, 0x5, answered, &packed(STATUS_200))).await.unwrap();
+                }
+            });
+        }
+    });
+    (address, streams)
+}
+
+/// Kind, flags, stream and payload.
+async fn next_frame(tls: &mut TlsStream<TcpStream>) -> Option<(u8, u8, u32, Vec<u8>)> {
+    let mut head = [0; 9];
+    tls.read_exact(&mut head).await.ok()?;
+    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    tls.read_exact(&mut payload).await.ok()?;
+    Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_above_the_last_stream_that_was_looked_at_is_sent_again() {
+    let authority = Authority::new();
+    let (address, streams) = one_that_goes_away(authority.acceptor(&["h2"], false)).await;
+    let (k, key) = trusting(&authority, &format!("https://{address}"), "").await;
+    let post = async |body: &str| {
+        let lines = format!("Content-Length: {}", body.len());
+        k.ask([&head(&key, "POST /proxy/up/x", &[&lines])[..], body.as_bytes()].concat()).await.status.as_u16()
+    };
+    assert_eq!(post("first").await, 200);
+    assert_eq!(tokio::join!(post("one"), post("two")), (200, 200));
+    let mut streams = streams.lock().unwrap().clone();
+    let (again, mut before): (Vec<_>, Vec<_>) = streams.drain(..).partition(|(connection, _, _)| *connection > 0);
+    before.sort_by(|one, other| one.2.cmp(&other.2));
+    let bodies: Vec<_> = before.iter().map(|(_, _, body)| &**body).collect();
+    assert_eq!(bodies, ["first", "one", "two"]);
+    let unseen = before.iter().max_by_key(|(_, stream, _)| *stream).unwrap();
+    assert_eq!(again, [(1, 1, unseen.2.clone())], "the one above the last, once, and on another connection");
     k.stop().await;
 }
 
@@ -301,7 +379,7 @@ async fn resets_and_silence_of_a_stream_are_seen_and_stay_with_it() {
         }
     })
     .await;
-    let (k, key) = trusting(&authority, &upstream, "[proxy.timeouts]\nidle = \"1s\"").await;
+    let (k, key) = trusting(&authority, &upstream.url(), "[proxy.timeouts]\nidle = \"1s\"").await;
     let mut wire = k.wire().await;
     wire.send(head(&key, "GET /proxy/up/cut", &[])).await;
     assert!(wire.next(false).await.is_none(), "an abort is no end");
@@ -333,7 +411,7 @@ async fn answers_without_a_body_have_none_over_any_protocol() {
         }
     })
     .await;
-    let (k, key) = trusting(&authority, &upstream, "").await;
+    let (k, key) = trusting(&authority, &upstream.url(), "").await;
     let bearer = format!("Bearer {}", key.secret);
     for (method, status, body) in [
         ("GET", 200, "hello"),

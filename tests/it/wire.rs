@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use keyward::config::Config;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::harness::{Answer, Backend, Key, Keyward, Settings, World};
@@ -184,13 +184,8 @@ impl Line {
             if let Some(at) = find(&self.ahead, mark) {
                 return self.ahead.drain(..at + mark.len()).collect();
             }
-            let mut piece = [0u8; 16 * 1024];
-            match self.tcp.read(&mut piece).await {
-                Ok(0) | Err(_) => return std::mem::take(&mut self.ahead),
-                Ok(length) => {
-                    self.seen.lock().unwrap().extend_from_slice(&piece[..length]);
-                    self.ahead.extend_from_slice(&piece[..length]);
-                }
+            if !self.more().await {
+                return std::mem::take(&mut self.ahead);
             }
         }
     }
@@ -198,6 +193,25 @@ impl Line {
     /// The next request's head; empty at the end.
     pub async fn head(&mut self) -> Vec<u8> {
         self.until(b"\r\n\r\n").await
+    }
+
+    /// So many bytes, if they come.
+    pub async fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
+        while self.ahead.len() < length {
+            if !self.more().await {
+                return None;
+            }
+        }
+        Some(self.ahead.drain(..length).collect())
+    }
+
+    /// Whether more came; false at the end.
+    async fn more(&mut self) -> bool {
+        let mut piece = [0u8; 16 * 1024];
+        let Ok(length) = self.tcp.read(&mut piece).await else { return false };
+        self.seen.lock().unwrap().extend_from_slice(&piece[..length]);
+        self.ahead.extend_from_slice(&piece[..length]);
+        length > 0
     }
 
     pub async fn say(&mut self, bytes: impl AsRef<[u8]>) -> bool {
@@ -211,7 +225,26 @@ impl Upstream {
     where
         W: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), serve)
+    }
+
+    /// With so little room in the system's buffers that 64 KiB are not sent before they are read.
+    pub async fn narrow<W>(serve: impl Fn(Line) -> W + Send + 'static) -> Self
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        // What a sender's buffer begins with goes by the size of a segment.
+        socket2::SockRef::from(&socket).set_tcp_mss(536).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self::on(socket.listen(16).unwrap(), serve)
+    }
+
+    fn on<W>(listener: TcpListener, serve: impl Fn(Line) -> W + Send + 'static) -> Self
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
         let upstream = Self {
             address: listener.local_addr().unwrap(),
             accepted: Arc::default(),
@@ -454,23 +487,6 @@ async fn read_strictly(
             }
         },
         _ => Err("doubtful framing"),
-    }
-}
-
-impl Line {
-    /// So many bytes, if they come.
-    pub async fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
-        while self.ahead.len() < length {
-            let mut piece = [0u8; 16 * 1024];
-            match self.tcp.read(&mut piece).await {
-                Ok(0) | Err(_) => return None,
-                Ok(got) => {
-                    self.seen.lock().unwrap().extend_from_slice(&piece[..got]);
-                    self.ahead.extend_from_slice(&piece[..got]);
-                }
-            }
-        }
-        Some(self.ahead.drain(..length).collect())
     }
 }
 

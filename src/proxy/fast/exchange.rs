@@ -12,16 +12,13 @@ use tokio_util::io::poll_read_buf;
 use super::Stop;
 use super::relay::Relay;
 use crate::access::Grant;
-use crate::net::{Buffers, Deadline, Gone, Plain};
+use crate::net::{Buffers, Deadline, Gone, Plain, Stint};
 use crate::proxy::Refusal;
 use crate::proxy::pool::{Direct, Pool};
 use crate::proxy::upstream::{Pace, Upstreams};
 
 /// A body of which more than this is to come is moved with a large buffer.
 const MUCH: u64 = 16 * 1024;
-
-/// Bytes of a body after which others have their turn.
-const TURN: u64 = 256 * 1024;
 
 /// An exchange under way. Dropped without [`Exchange::give_back`], its connection is closed.
 pub(super) struct Exchange<'a> {
@@ -169,17 +166,14 @@ impl<'a> Exchange<'a> {
     ) -> Result<(), Gone> {
         self.pace.progress();
         self.top_up(relay).await;
-        let (mut ended, mut yielded) = (false, 0);
+        let (mut ended, mut stint) = (false, Stint::default());
         loop {
             relay.take(&mut self.input, out, ended).map_err(|_broken| Gone)?;
             if relay.is_last() {
                 return Ok(());
             }
-            self.write(agent, relay, out).await?;
-            if relay.received() - yielded >= TURN {
-                yielded = relay.received();
-                tokio::task::yield_now().await;
-            }
+            stint.moved(self.write(agent, relay, out).await?);
+            poll_fn(|cx| stint.poll_rest(cx)).await;
             ended = !self.read_on(agent, relay).await?;
         }
     }
@@ -200,14 +194,14 @@ impl<'a> Exchange<'a> {
         .await;
     }
 
-    /// Writes what is in `out`, and what can go straight from the input.
-    async fn write(&mut self, agent: &mut Plain<'_>, relay: &mut Relay, out: &mut Vec<u8>) -> Result<(), Gone> {
-        let straight = relay.straight();
+    /// Writes what is in `out`, and what can go straight from the input; answers how much.
+    async fn write(&mut self, agent: &mut Plain<'_>, relay: &mut Relay, out: &mut Vec<u8>) -> Result<usize, Gone> {
+        let (copied, straight) = (out.len(), relay.straight());
         write(agent, out, &self.input[..straight], Some(&self.direct.slot.deadline)).await?;
         out.clear();
         relay.passed(straight);
         self.input.drain(..straight);
-        Ok(())
+        Ok(copied + straight)
     }
 
     /// The last piece that can go straight, and whether nothing came behind it.

@@ -1,0 +1,339 @@
+//! Turns for what would keep a thread from everybody else: crowds and large bodies. Thousands of connections may end in one
+//! moment, and to take one down costs as much as to answer a request: a few at a time have their turn, and whatever else is
+//! ready on the thread goes in between.
+//!
+//! ```text
+//!  ended ended ended ended ended …        turn: two of them
+//!        request                          the system is asked what is new, the request is answered
+//!                                         turn: two more
+//! ```
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, spawn_local, yield_now};
+
+use super::socket::Watch;
+
+/// Connections that come, are late, go on slowly or end in one turn.
+pub(super) const IN_A_TURN: usize = 2;
+
+/// The turns of one thread.
+pub(super) struct Turns {
+    places: Semaphore,
+    dealing: Cell<bool>,
+}
+
+impl Turns {
+    pub(super) fn new() -> Rc<Self> {
+        Rc::new(Self { places: Semaphore::new(IN_A_TURN), dealing: Cell::new(false) })
+    }
+
+    /// Waits for a place in a turn: first come, first served, and at once when there is no crowd.
+    ///
+    /// # Panics
+    /// Outside a `LocalRuntime` or `LocalSet`.
+    async fn wait(self: Rc<Self>) {
+        if !self.dealing.replace(true) {
+            spawn_local(deal(Rc::clone(&self)));
+        }
+        if let Ok(place) = self.places.acquire().await {
+            place.forget();
+        }
+    }
+}
+
+/// Gives the places of a turn out again once all that is ready has been served, until nobody takes any.
+async fn deal(turns: Rc<Turns>) {
+    loop {
+        yield_now().await;
+        let taken = IN_A_TURN - turns.places.available_permits();
+        if taken == 0 {
+            turns.dealing.set(false);
+            return;
+        }
+        turns.places.add_permits(taken);
+    }
+}
+
+/// How much of a body was moved since others had their turn.
+#[derive(Debug, Default)]
+pub struct Stint {
+    moved: usize,
+    /// Over when all that was ready has been served.
+    rest: Option<JoinHandle<()>>,
+}
+
+/// Bytes of a body that are moved in a turn.
+const STINT: usize = 128 * 1024;
+
+impl Stint {
+    /// So many bytes more were moved.
+    pub fn moved(&mut self, bytes: usize) {
+        self.moved += bytes;
+    }
+
+    /// Pending when it was enough for a turn, until the next one.
+    ///
+    /// # Panics
+    /// Outside a `LocalRuntime` or `LocalSet`.
+    pub fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.moved >= STINT {
+            self.moved = 0;
+            // A task of its own: whoever moves the body may be woken by what comes of it before it is its turn.
+            self.rest = Some(spawn_local(yield_now()));
+        }
+        if let Some(rest) = &mut self.rest {
+            let _ = ready!(Pin::new(rest).poll(cx));
+            self.rest = None;
+        }
+        Poll::Ready(())
+    }
+}
+
+/// A peer's socket, of which those that keep others waiting take turns: what is read after a request's beginning and was not
+/// there at once, and the end.
+pub(super) struct InTurn<T> {
+    io: T,
+    watch: Rc<Watch>,
+    turns: Rc<Turns>,
+    turn: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    /// There was nothing to read.
+    dry: bool,
+    end: Option<End>,
+}
+
+/// How reading ended, and whether that had its turn.
+struct End {
+    failed: Option<io::ErrorKind>,
+    told: bool,
+}
+
+impl<T> InTurn<T> {
+    pub(super) fn new(io: T, watch: Rc<Watch>, turns: &Rc<Turns>) -> Self {
+        Self { io, watch, turns: Rc::clone(turns), turn: None, dry: false, end: None }
+    }
+
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let turn = self.turn.get_or_insert_with(|| Box::pin(Rc::clone(&self.turns).wait()));
+        ready!(turn.as_mut().poll(cx));
+        self.turn = None;
+        Poll::Ready(())
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.end.as_ref().is_none_or(|end| !end.told) {
+            ready!(self.poll_turn(cx));
+        }
+        self.end.get_or_insert(End { failed: None, told: true }).told = true;
+        Poll::Ready(())
+    }
+
+    fn poll_wrote(&mut self, cx: &mut Context<'_>, wrote: io::Result<usize>) -> Poll<io::Result<usize>> {
+        if wrote.is_err() {
+            // Until then the next try fails as this one did.
+            ready!(self.poll_end(cx));
+        }
+        Poll::Ready(wrote)
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for InTurn<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.end.is_none() {
+            let waits = this.dry && this.watch.is_owed_more();
+            if waits {
+                ready!(this.poll_turn(cx));
+            }
+            let before = buf.remaining();
+            let read = Pin::new(&mut this.io).poll_read(cx, buf);
+            this.dry = read.is_pending();
+            let read = ready!(read);
+            if read.is_ok() && (buf.remaining() < before || before == 0) {
+                return Poll::Ready(Ok(()));
+            }
+            this.end = Some(End { failed: read.err().map(|error| error.kind()), told: waits });
+        }
+        ready!(this.poll_end(cx));
+        let failed = this.end.as_ref().and_then(|end| end.failed);
+        Poll::Ready(failed.map_or(Ok(()), |kind| Err(kind.into())))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for InTurn<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let wrote = ready!(Pin::new(&mut this.io).poll_write(cx, buf));
+        this.poll_wrote(cx, wrote)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let wrote = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs));
+        this.poll_wrote(cx, wrote)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::net::socket::Spans;
+    use crate::net::ticker::{Ticker, Ticks};
+
+    fn socket<T>(io: T, turns: &Rc<Turns>) -> InTurn<T> {
+        let span = Ticks::of(std::time::Duration::from_secs(10));
+        let spans = Spans { handshake: span, head: span, keep_alive: span, linger: span };
+        InTurn::new(io, Watch::new(Ticker::new().deadline(), spans), turns)
+    }
+
+    /// What a task that is always ready and a crowd did, in order: `.` for a turn of the one, `x` for a byte or an end that
+    /// one of the crowd read.
+    async fn course<T: AsyncRead + Unpin + 'static>(crowd: Vec<T>, ready: impl AsyncFnOnce()) -> String {
+        let (course, turns) = (Rc::new(RefCell::new(String::new())), Turns::new());
+        let readers: Vec<_> = crowd
+            .into_iter()
+            .map(|io| {
+                let (mut socket, course) = (socket(io, &turns), Rc::clone(&course));
+                spawn_local(async move {
+                    let _ = socket.read(&mut [0; 8]).await.unwrap();
+                    course.borrow_mut().push('x');
+                })
+            })
+            .collect();
+        let said = Rc::clone(&course);
+        let busy = spawn_local(async move {
+            loop {
+                said.borrow_mut().push('.');
+                yield_now().await;
+            }
+        });
+        ready().await;
+        for reader in readers {
+            reader.await.unwrap();
+        }
+        busy.abort();
+        course.take()
+    }
+
+    fn longest(course: &str) -> usize {
+        course.split('.').map(str::len).max().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_crowd_that_ends_lets_others_go_in_between() {
+        LocalSet::new()
+            .run_until(async {
+                let course = course((0..100).map(|_| tokio::io::empty()).collect(), async || ()).await;
+                assert!(course.matches('x').count() == 100 && longest(&course) <= IN_A_TURN * 2, "{course}");
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn a_crowd_that_goes_on_slowly_lets_others_go_in_between() {
+        LocalSet::new()
+            .run_until(async {
+                let (crowd, mut peers): (Vec<_>, Vec<_>) = (0..100).map(|_| tokio::io::duplex(8)).unzip();
+                let course = course(crowd, async || {
+                    // All have looked once, and found nothing.
+                    for _ in 0..10 {
+                        yield_now().await;
+                    }
+                    for peer in &mut peers {
+                        peer.write_all(b"x").await.unwrap();
+                    }
+                })
+                .await;
+                assert!(course.matches('x').count() == 100 && longest(&course) <= IN_A_TURN * 2, "{course}");
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn who_is_alone_waits_for_nobody() {
+        LocalSet::new()
+            .run_until(async {
+                let course = course(vec![tokio::io::empty()], async || ()).await;
+                assert!(course.starts_with('x'), "{course}");
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn an_error_stays_one_while_it_waits() {
+        struct Broken;
+        impl AsyncRead for Broken {
+            fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+                Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+            }
+        }
+        LocalSet::new()
+            .run_until(async {
+                let turns = Turns::new();
+                let all: Vec<_> = (0..IN_A_TURN * 3)
+                    .map(|_| {
+                        let mut socket = socket(Broken, &turns);
+                        spawn_local(async move { socket.read(&mut [0; 8]).await.unwrap_err().kind() })
+                    })
+                    .collect();
+                for one in all {
+                    assert_eq!(one.await.unwrap(), io::ErrorKind::ConnectionReset);
+                }
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn a_rest_is_not_cut_short_by_who_wakes_for_something_else() {
+        LocalSet::new()
+            .run_until(async {
+                let mut stint = Stint::default();
+                stint.moved(STINT - 1);
+                let mut polls = 0;
+                poll_fn(|cx| stint.poll_rest(cx).map(|()| polls += 1)).await;
+                assert_eq!(polls, 1, "not yet");
+                stint.moved(1);
+                poll_fn(|cx| {
+                    polls += 1;
+                    for _ in 0..10 {
+                        if stint.poll_rest(cx).is_ready() {
+                            return Poll::Ready(());
+                        }
+                    }
+                    Poll::Pending
+                })
+                .await;
+                assert!(polls > 2, "it rested");
+            })
+            .await;
+    }
+}
