@@ -27,7 +27,7 @@ use crate::shutdown::Shutdown;
 
 /// Tasks that run before the system is asked for what is new: large bodies, which are always ready for more, must not keep
 /// small answers waiting.
-const TASKS_IN_A_ROW: u32 = 16;
+const TASKS_IN_A_ROW: u32 = 8;
 /// TLS handshakes at once, on each thread.
 const HANDSHAKES: usize = 256;
 

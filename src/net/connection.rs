@@ -96,6 +96,7 @@ where
     let house = &exchanges.house;
     if let Some(fast) = &house.fast {
         match fast.serve(socket.plain(house, exchanges.peer)).await {
+            After::HandOver if socket.has_late_head() => return socket.tell(&too_late()),
             After::HandOver => {}
             After::Over => return socket.close(house).await,
             After::Cut => return,

@@ -296,6 +296,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Socket<T> {
         self.ahead.is_empty()
     }
 
+    /// Whether the time of a head is over and it is not whole.
+    pub(super) fn has_late_head(&self) -> bool {
+        self.watch.may_be_told()
+            && self.watch.deadline.passed()
+            && memchr::memmem::find(&self.ahead, b"\r\n\r\n").is_none()
+    }
+
     /// The connection for whoever serves its plain exchanges.
     pub(super) fn plain<'a>(&'a mut self, house: &'a House, peer: Peer) -> Plain<'a> {
         Plain { io: &mut self.io, input: &mut self.ahead, watch: &self.watch, house, peer }
