@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -27,7 +27,7 @@ use super::multiplex::{self, LocalTasks};
 use super::plain::FastPath;
 use super::socket::Spans;
 use super::ticker::{Ticker, Ticks};
-use super::turns::{IN_A_TURN, Turns};
+use super::turns::{self, FEW, Turns};
 use crate::shutdown::Shutdown;
 
 /// How long a peer may go on sending after our last word.
@@ -89,13 +89,15 @@ pub async fn serve<S, F, B>(
     };
     let house = House::new(&limits, tls, fast);
     let mut stopping = pin!(shutdown.stopping());
-    let mut let_in = 0usize;
+    let mut places = FEW;
     loop {
-        let_in = let_in.wrapping_add(1);
-        if let_in.is_multiple_of(IN_A_TURN) {
+        if places == 0 {
             // Those who are in have their turn, however many wait at the door.
+            let begun = Instant::now();
             tokio::task::yield_now().await;
+            places = turns::places(begun.elapsed());
         }
+        places -= 1;
         tokio::select! {
             biased;
             () = &mut stopping => break,

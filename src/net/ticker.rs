@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::turns::IN_A_TURN;
+use super::turns::{self, FEW};
 
 const STEP: Duration = Duration::from_millis(500);
 /// Steps without a deadline after which the tick rests until the next one is made.
@@ -116,11 +116,12 @@ async fn run(ticker: Weak<Inner>) {
         interval.tick().await;
         let Some(ticker) = ticker.upgrade() else { return };
         empty = if ticker.step() { 0 } else { empty + 1 };
-        let mut from = 0;
-        while let Some(next) = ticker.pass(from) {
-            from = next;
+        let (mut from, mut places) = (0, FEW);
+        while let Some(next) = ticker.pass(from, places) {
             // Many may be due at once, and each costs something: what else is ready has its turn.
+            let begun = std::time::Instant::now();
             tokio::task::yield_now().await;
+            (from, places) = (next, turns::places(begun.elapsed()));
         }
         if empty >= REST {
             ticker.running.set(false);
@@ -139,15 +140,15 @@ impl Inner {
         !entries.is_empty()
     }
 
-    /// Lets a turn's worth of deadlines pass that are due, from this one on; answers where to go on.
-    fn pass(&self, from: usize) -> Option<usize> {
+    /// Lets so many deadlines pass that are due, from this one on; answers where to go on.
+    fn pass(&self, from: usize, places: usize) -> Option<usize> {
         let (now, mut passed) = (self.now.get(), 0);
         for (number, entry) in self.entries.borrow().iter().enumerate().skip(from) {
             let due = entry.due.get();
             if due == PASSED || due > now {
                 continue;
             }
-            if passed == IN_A_TURN {
+            if passed == places {
                 return Some(number);
             }
             passed += 1;

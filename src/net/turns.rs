@@ -3,9 +3,9 @@
 //! ready on the thread goes in between.
 //!
 //! ```text
-//!  ended ended ended ended ended …        turn: two of them
+//!  ended ended ended ended ended …        turn: a few of them
 //!        request                          the system is asked what is new, the request is answered
-//!                                         turn: two more
+//!                                         turn: a few more
 //! ```
 
 use std::cell::Cell;
@@ -14,6 +14,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Semaphore;
@@ -21,8 +22,18 @@ use tokio::task::{JoinHandle, spawn_local, yield_now};
 
 use super::socket::Watch;
 
-/// Connections that come, are late, go on slowly or end in one turn.
-pub(super) const IN_A_TURN: usize = 2;
+/// Places of a turn at least.
+pub(super) const FEW: usize = 2;
+/// And at most.
+const MANY: usize = 32;
+/// What all that is ready takes in a turn, for each place.
+const EACH: Duration = Duration::from_micros(200);
+
+/// How many connections come, are late, go on slowly or end in a turn, after one that took so long: where much else is
+/// to be done it may take long until the next, and they must get on too.
+pub(super) fn places(turn: Duration) -> usize {
+    usize::try_from(turn.as_micros() / EACH.as_micros()).unwrap_or(MANY).clamp(FEW, MANY)
+}
 
 /// The turns of one thread.
 pub(super) struct Turns {
@@ -32,7 +43,7 @@ pub(super) struct Turns {
 
 impl Turns {
     pub(super) fn new() -> Rc<Self> {
-        Rc::new(Self { places: Semaphore::new(IN_A_TURN), dealing: Cell::new(false) })
+        Rc::new(Self { places: Semaphore::new(FEW), dealing: Cell::new(false) })
     }
 
     /// Waits for a place in a turn: first come, first served, and at once when there is no crowd.
@@ -51,15 +62,20 @@ impl Turns {
 
 /// Gives the places of a turn out again once all that is ready has been served, until nobody takes any.
 async fn deal(turns: Rc<Turns>) {
+    let mut given = FEW;
     loop {
+        let begun = Instant::now();
         yield_now().await;
-        let taken = IN_A_TURN - turns.places.available_permits();
-        if taken == 0 {
-            turns.dealing.set(false);
-            return;
+        let left = turns.places.available_permits();
+        if left == given {
+            break;
         }
-        turns.places.add_permits(taken);
+        given = places(begun.elapsed());
+        turns.places.add_permits(given.saturating_sub(left));
+        turns.places.forget_permits(left.saturating_sub(given));
     }
+    turns.places.forget_permits(given - FEW);
+    turns.dealing.set(false);
 }
 
 /// How much of a body was moved since others had their turn.
@@ -253,7 +269,7 @@ mod tests {
         LocalSet::new()
             .run_until(async {
                 let course = course((0..100).map(|_| tokio::io::empty()).collect(), async || ()).await;
-                assert!(course.matches('x').count() == 100 && longest(&course) <= IN_A_TURN * 2, "{course}");
+                assert!(course.matches('x').count() == 100 && longest(&course) <= FEW * 3, "{course}");
             })
             .await;
     }
@@ -273,7 +289,7 @@ mod tests {
                     }
                 })
                 .await;
-                assert!(course.matches('x').count() == 100 && longest(&course) <= IN_A_TURN * 2, "{course}");
+                assert!(course.matches('x').count() == 100 && longest(&course) <= FEW * 3, "{course}");
             })
             .await;
     }
@@ -299,7 +315,7 @@ mod tests {
         LocalSet::new()
             .run_until(async {
                 let turns = Turns::new();
-                let all: Vec<_> = (0..IN_A_TURN * 3)
+                let all: Vec<_> = (0..FEW * 3)
                     .map(|_| {
                         let mut socket = socket(Broken, &turns);
                         spawn_local(async move { socket.read(&mut [0; 8]).await.unwrap_err().kind() })
