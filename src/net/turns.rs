@@ -14,11 +14,12 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, spawn_local, yield_now};
+use tokio::time::Instant;
 
 use super::socket::Watch;
 
@@ -226,7 +227,7 @@ mod tests {
     use crate::net::ticker::{Ticker, Ticks};
 
     fn socket<T>(io: T, turns: &Rc<Turns>) -> InTurn<T> {
-        let span = Ticks::of(std::time::Duration::from_secs(10));
+        let span = Ticks::of(Duration::from_secs(10));
         let spans = Spans { handshake: span, head: span, keep_alive: span, linger: span };
         InTurn::new(io, Watch::new(Ticker::new().deadline(), spans), turns)
     }
@@ -264,17 +265,17 @@ mod tests {
         course.split('.').map(str::len).max().unwrap()
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_crowd_that_ends_lets_others_go_in_between() {
         LocalSet::new()
             .run_until(async {
                 let course = course((0..100).map(|_| tokio::io::empty()).collect(), async || ()).await;
-                assert!(course.matches('x').count() == 100 && longest(&course) <= FEW * 3, "{course}");
+                assert!(course.matches('x').count() == 100 && longest(&course) <= FEW * 2, "{course}");
             })
             .await;
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_crowd_that_goes_on_slowly_lets_others_go_in_between() {
         LocalSet::new()
             .run_until(async {
@@ -289,12 +290,12 @@ mod tests {
                     }
                 })
                 .await;
-                assert!(course.matches('x').count() == 100 && longest(&course) <= FEW * 3, "{course}");
+                assert!(course.matches('x').count() == 100 && longest(&course) <= FEW * 2, "{course}");
             })
             .await;
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_is_alone_waits_for_nobody() {
         LocalSet::new()
             .run_until(async {
@@ -304,7 +305,7 @@ mod tests {
             .await;
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_error_stays_one_while_it_waits() {
         struct Broken;
         impl AsyncRead for Broken {
@@ -328,7 +329,13 @@ mod tests {
             .await;
     }
 
-    #[tokio::test]
+    #[test]
+    fn a_long_turn_has_more_places() {
+        let micros = [0, 399, 400, 4_000, 1_000_000];
+        assert_eq!(micros.map(|micros| places(Duration::from_micros(micros))), [FEW, FEW, 2, 20, MANY]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_rest_is_not_cut_short_by_who_wakes_for_something_else() {
         LocalSet::new()
             .run_until(async {
