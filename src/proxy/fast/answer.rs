@@ -85,14 +85,15 @@ impl Answer {
         }
     }
 
-    /// The same head read both ways, where it can be.
+    /// The same head read both ways, where it can be. One that is interim is never written.
     #[cfg(any(test, fuzzing))]
     pub(super) fn both(data: &[u8], asked: &Asked<'_>, limits: &Limits) -> Option<(Self, Self)> {
         let mut bytes = data.to_vec();
         let Parsed::Whole(head) = Head::parse(&mut bytes) else { return None };
         let plain = plain(head, &bytes, asked)?;
         let odd = odd(data, asked, limits).expect("what is plain is valid").expect("what is plain is whole");
-        Some((plain, odd))
+        assert_eq!(plain.status, odd.status);
+        (!plain.status.is_informational()).then_some((plain, odd))
     }
 
     /// Writes the head as the agent gets it to `out`, and takes it off `bytes`: the body is behind it.
