@@ -62,11 +62,15 @@ pub(super) fn is_sound(headers: &HeaderMap) -> bool {
 }
 
 /// Adds what keeps a browser from running an answer as a page of ours. Beside a policy of the upstream's own: both hold
-/// then, and the stricter wins (CSP3 §4.2). Not where there is nothing to show: a 304 would change what is kept already.
+/// then, and the stricter wins (CSP3 §4.2). Not where there is nothing to show: a 304 would change what is kept already
+/// (RFC 9111 §3.2), and for the same reason says nothing of the upstream's about it.
 pub(super) fn guard(headers: &mut HeaderMap, status: StatusCode) {
     if !matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::NOT_MODIFIED) {
         headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
         headers.append(CONTENT_SECURITY_POLICY, SANDBOX);
+    } else if status == StatusCode::NOT_MODIFIED {
+        headers.remove(X_CONTENT_TYPE_OPTIONS);
+        headers.remove(CONTENT_SECURITY_POLICY);
     }
 }
 
@@ -472,11 +476,12 @@ mod tests {
         assert_eq!(map.get_all("x-content-type-options").iter().collect::<Vec<_>>(), ["nosniff"]);
         let policies: Vec<_> = map.get_all("content-security-policy").iter().collect();
         assert_eq!(policies, ["default-src *", "sandbox; default-src 'none'; frame-ancestors 'none'"]);
-        for status in [101, 304] {
-            let mut map = HeaderMap::new();
-            guard(&mut map, StatusCode::from_u16(status).unwrap());
-            assert!(map.is_empty(), "{status}");
-        }
+        let mut map = HeaderMap::new();
+        guard(&mut map, StatusCode::SWITCHING_PROTOCOLS);
+        assert!(map.is_empty());
+        let mut map = headers(&[("content-security-policy", "default-src *"), ("x-content-type-options", "sniff")]);
+        guard(&mut map, StatusCode::NOT_MODIFIED);
+        assert!(map.is_empty(), "what is kept of an answer keeps its guards");
     }
 
     fn base(https: bool, host: &str, port: u16, authority: &'static str, path: &str) -> Base {

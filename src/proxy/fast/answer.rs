@@ -103,12 +103,18 @@ impl Answer {
             Form::Plain { head, compressed, dated } => {
                 out.extend_from_slice(head.first(bytes));
                 out.extend_from_slice(b"\r\n");
+                let kept_already = self.status == StatusCode::NOT_MODIFIED;
                 for (name, value) in head.fields(bytes) {
-                    if name != b"x-content-type-options" && !headers::off_answer(name, asked.cookies) {
+                    let guards = match name {
+                        b"x-content-type-options" => true,
+                        b"content-security-policy" => kept_already,
+                        _ => false,
+                    };
+                    if !guards && !headers::off_answer(name, asked.cookies) {
                         line(out, name, value);
                     }
                 }
-                if self.status != StatusCode::NOT_MODIFIED {
+                if !kept_already {
                     line(out, X_CONTENT_TYPE_OPTIONS.as_str().as_bytes(), headers::NOSNIFF.as_bytes());
                     line(out, CONTENT_SECURITY_POLICY.as_str().as_bytes(), headers::SANDBOX.as_bytes());
                 }
