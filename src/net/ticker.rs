@@ -1,6 +1,6 @@
 //! Coarse deadlines: one timer per thread instead of one per request. Arming a tokio timer earlier than the driver's next
 //! wake-up costs a write to its eventfd; arming one of these costs a store to a `Cell`. They pass at the asked-for
-//! time or up to one step later, never earlier.
+//! time or up to one step later, never earlier; where very many are due at once, they take turns.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};

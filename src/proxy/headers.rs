@@ -74,6 +74,11 @@ pub(super) fn guard(headers: &mut HeaderMap, status: StatusCode) {
     }
 }
 
+/// Whether what an upstream says here gives way to [`guard`] in an answer of this status.
+pub(super) fn is_guarded(name: &[u8], status: StatusCode) -> bool {
+    name == b"x-content-type-options" || (status == StatusCode::NOT_MODIFIED && name == b"content-security-policy")
+}
+
 /// Takes off everything that is not the agent's to say to an upstream.
 pub(super) fn clean_request(headers: &mut HeaderMap) {
     remove_nominated(headers);

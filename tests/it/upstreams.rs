@@ -309,10 +309,11 @@ async fn one_that_goes_away(acceptor: TlsAcceptor) -> (SocketAddr, Arc<Mutex<Vec
                     whole.push(stream);
                     let answered = match (number, &whole[..]) {
                         (0, [first]) => *first,
-                        (0, [_, first, _]) => {
-                            let last = [first.to_be_bytes(), 0u32.to_be_bytes()].concat();
-                            tls.write_all(&frame(GOAWAY, 0, 0, &last)).await.unwrap();
-                            *first
+                        (0, [_, one, other]) => {
+                            let last = *one.min(other);
+                            let payload = [last.to_be_bytes(), 0u32.to_be_bytes()].concat();
+                            tls.write_all(&frame(GOAWAY, 0, 0, &payload)).await.unwrap();
+                            last
                         }
                         (0, _) => continue,
                         _ => stream,

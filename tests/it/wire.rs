@@ -228,7 +228,7 @@ impl Upstream {
         Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), serve)
     }
 
-    /// With so little room in the system's buffers that 64 KiB are not sent before they are read.
+    /// With so little room in the system's buffers that no 220 KiB are sent before they are read.
     pub async fn narrow<W>(serve: impl Fn(Line) -> W + Send + 'static) -> Self
     where
         W: Future<Output = ()> + Send + 'static,

@@ -103,18 +103,12 @@ impl Answer {
             Form::Plain { head, compressed, dated } => {
                 out.extend_from_slice(head.first(bytes));
                 out.extend_from_slice(b"\r\n");
-                let kept_already = self.status == StatusCode::NOT_MODIFIED;
                 for (name, value) in head.fields(bytes) {
-                    let guards = match name {
-                        b"x-content-type-options" => true,
-                        b"content-security-policy" => kept_already,
-                        _ => false,
-                    };
-                    if !guards && !headers::off_answer(name, asked.cookies) {
+                    if !headers::is_guarded(name, self.status) && !headers::off_answer(name, asked.cookies) {
                         line(out, name, value);
                     }
                 }
-                if !kept_already {
+                if self.status != StatusCode::NOT_MODIFIED {
                     line(out, X_CONTENT_TYPE_OPTIONS.as_str().as_bytes(), headers::NOSNIFF.as_bytes());
                     line(out, CONTENT_SECURITY_POLICY.as_str().as_bytes(), headers::SANDBOX.as_bytes());
                 }
