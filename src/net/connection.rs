@@ -65,11 +65,14 @@ where
 {
     let (house, watch) = (&exchanges.house, &exchanges.watch);
     let begun = poll_fn(|cx| {
-        if house.is_cut() || (house.stop.get() == Stop::Soft && socket.is_silent()) {
+        if house.is_cut() {
             return Poll::Ready(None);
         }
         if let Poll::Ready(preface) = socket.poll_preface(cx) {
             return Poll::Ready(preface.ok());
+        }
+        if house.stop.get() == Stop::Soft && socket.is_silent() {
+            return Poll::Ready(None);
         }
         watch.deadline.poll_passed(cx).map(|()| {
             socket.tell(&too_late());
@@ -117,15 +120,17 @@ where
     let mut connection = house.http1.serve_connection(TokioIo::new(socket), exchanges);
     let mut told = false;
     let end = poll_fn(|cx| {
-        match house.stop.get() {
-            Stop::Hard => return Poll::Ready(End::Cut),
-            Stop::Soft if !told => {
-                told = true;
-                Pin::new(&mut connection).graceful_shutdown();
-            }
-            Stop::Soft | Stop::Not => {}
+        if house.is_cut() {
+            return Poll::Ready(End::Cut);
         }
-        if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+        let mut polled = Pin::new(&mut connection).poll(cx);
+        if polled.is_pending() && !told && house.stop.get() == Stop::Soft {
+            told = true;
+            // Not before what has come was read: hyper closes a connection at once that it has read nothing of.
+            Pin::new(&mut connection).graceful_shutdown();
+            polled = Pin::new(&mut connection).poll(cx);
+        }
+        if let Poll::Ready(ended) = polled {
             return Poll::Ready(if ended.is_ok() { End::Done } else { End::Failed });
         }
         watch.deadline.poll_passed(cx).map(|()| End::Late)

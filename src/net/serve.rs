@@ -241,6 +241,7 @@ impl House {
 
     fn stop(&self, stop: Stop) {
         self.stop.set(stop);
+        self.turns.end();
         self.ticker.wake_all();
     }
 
@@ -275,9 +276,9 @@ mod tests {
 
     use super::*;
 
-    fn limits() -> ServeLimits {
+    fn limits(connections: usize) -> ServeLimits {
         ServeLimits {
-            connections: 2,
+            connections,
             head: Duration::from_millis(400),
             keep_alive: Duration::from_millis(900),
             head_bytes: 8192,
@@ -288,6 +289,13 @@ mod tests {
     }
 
     async fn with_server<T, W: Future<Output = T>>(work: impl FnOnce(SocketAddr, Shutdown) -> W) -> T {
+        with_room_for(2, work).await
+    }
+
+    async fn with_room_for<T, W: Future<Output = T>>(
+        connections: usize,
+        work: impl FnOnce(SocketAddr, Shutdown) -> W,
+    ) -> T {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into(), true).unwrap();
         let address = listener.address().unwrap();
         let shutdown = Shutdown::new();
@@ -295,7 +303,7 @@ mod tests {
             .run_until(async {
                 let server = tokio::task::spawn_local(serve(
                     listener,
-                    limits(),
+                    limits(connections),
                     None,
                     shutdown.clone(),
                     None,
@@ -405,27 +413,32 @@ mod tests {
     async fn what_was_sent_before_the_soft_stop_is_answered() {
         use std::io::{Read as _, Write as _};
 
+        // So many that they take turns.
+        const CROWD: usize = 200;
         let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
-        with_server(|address, shutdown| async move {
+        // Sockets that are used without the runtime, which would take a turn.
+        let connect = |address| std::net::TcpStream::connect(address).unwrap();
+        with_room_for(CROWD, |address, shutdown| async move {
+            let mut all: Vec<_> = (2..CROWD).map(|_| connect(address)).collect();
             let mut kept = TcpStream::connect(address).await.unwrap();
             kept.write_all(request).await.unwrap();
             let mut answer = Vec::new();
             while !answer.ends_with(b"fine") {
                 assert_ne!(kept.read_buf(&mut answer).await.unwrap(), 0);
             }
-            // Its socket is used without the runtime, which would take a turn.
-            let mut kept = kept.into_std().unwrap();
-            kept.write_all(request).unwrap();
-            let mut new = std::net::TcpStream::connect(address).unwrap();
-            new.write_all(request).unwrap();
+            all.extend([kept.into_std().unwrap(), connect(address)]);
+            for tcp in &mut all {
+                tcp.write_all(request).unwrap();
+            }
             shutdown.stop();
             let answers = tokio::task::spawn_blocking(move || {
-                [&mut kept, &mut new].map(|tcp| {
+                let answers = all.into_iter().map(|mut tcp| {
                     tcp.set_nonblocking(false).unwrap();
                     let mut answer = String::new();
                     tcp.read_to_string(&mut answer).unwrap();
                     answer
-                })
+                });
+                answers.collect::<Vec<_>>()
             });
             for answer in answers.await.unwrap() {
                 assert!(answer.ends_with("fine"), "{answer}");

@@ -1,23 +1,27 @@
-//! Turns for what would keep a thread from everybody else: crowds and large bodies. Thousands of connections may end in one
-//! moment, and to take one down costs as much as to answer a request: a few at a time have their turn, and whatever else is
-//! ready on the thread goes in between.
+//! Turns for what would keep a thread from everybody else: crowds and large bodies. Thousands of connections may have
+//! something to say, or end, in one moment, and to see to one costs as much as to answer a request: a few at a time have
+//! their turn, and whatever else is ready on the thread goes in between. Whoever is not called yet only stands in line; its
+//! task is not woken.
 //!
 //! ```text
-//!  ended ended ended ended ended …        turn: a few of them
-//!        request                          the system is asked what is new, the request is answered
-//!                                         turn: a few more
+//!  line: ended more more ended more …       turn: a few of them are called
+//!            request                        the system is asked what is new, the request is answered
+//!                                           turn: a few more
 //! ```
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{JoinHandle, spawn_local, yield_now};
 use tokio::time::Instant;
 
@@ -38,45 +42,84 @@ pub(super) fn places(turn: Duration) -> usize {
 
 /// The turns of one thread.
 pub(super) struct Turns {
-    places: Semaphore,
-    dealing: Cell<bool>,
+    line: UnboundedSender<Arc<Ticket>>,
+    over: Cell<bool>,
 }
 
 impl Turns {
-    pub(super) fn new() -> Rc<Self> {
-        Rc::new(Self { places: Semaphore::new(FEW), dealing: Cell::new(false) })
-    }
-
-    /// Waits for a place in a turn: first come, first served, and at once when there is no crowd.
-    ///
     /// # Panics
     /// Outside a `LocalRuntime` or `LocalSet`.
-    async fn wait(self: Rc<Self>) {
-        if !self.dealing.replace(true) {
-            spawn_local(deal(Rc::clone(&self)));
-        }
-        if let Ok(place) = self.places.acquire().await {
-            place.forget();
+    pub(super) fn new() -> Rc<Self> {
+        let (line, waiting) = unbounded_channel();
+        spawn_local(deal(waiting));
+        Rc::new(Self { line, over: Cell::new(false) })
+    }
+
+    /// From here on nobody waits, once woken: what was sent before a stop is read.
+    pub(super) fn end(&self) {
+        self.over.set(true);
+    }
+
+    fn ticket(&self) -> Arc<Ticket> {
+        Arc::new(Ticket { line: self.line.clone(), standing: AtomicU8::new(AWAY), task: AtomicWaker::new() })
+    }
+}
+
+/// Calls those in line, first come, first served: a few, and a few more once all that is ready has been served.
+async fn deal(mut line: UnboundedReceiver<Arc<Ticket>>) {
+    let mut left = FEW;
+    while let Some(ticket) = line.recv().await {
+        left -= usize::from(ticket.call());
+        if left == 0 {
+            let begun = Instant::now();
+            yield_now().await;
+            left = places(begun.elapsed());
         }
     }
 }
 
-/// Gives the places of a turn out again once all that is ready has been served, until nobody takes any.
-async fn deal(turns: Rc<Turns>) {
-    let mut given = FEW;
-    loop {
-        let begun = Instant::now();
-        yield_now().await;
-        let left = turns.places.available_permits();
-        if left == given {
-            break;
+/// Where the holder of a ticket stands: nowhere, in line, or called.
+const AWAY: u8 = 0;
+const IN_LINE: u8 = 1;
+const CALLED: u8 = 2;
+
+/// A socket's ticket for one turn. As a waker it joins the line, and its task is woken when it is called.
+struct Ticket {
+    line: UnboundedSender<Arc<Ticket>>,
+    standing: AtomicU8,
+    task: AtomicWaker,
+}
+
+impl Ticket {
+    fn join(self: &Arc<Self>) {
+        let joins = self.standing.compare_exchange(AWAY, IN_LINE, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if joins && self.line.send(Arc::clone(self)).is_err() {
+            // Nobody calls any more.
+            self.call();
         }
-        given = places(begun.elapsed());
-        turns.places.add_permits(given.saturating_sub(left));
-        turns.places.forget_permits(left.saturating_sub(given));
     }
-    turns.places.forget_permits(given - FEW);
-    turns.dealing.set(false);
+
+    /// Answers whether there is somebody to be called.
+    fn call(self: &Arc<Self>) -> bool {
+        self.standing.store(CALLED, Ordering::Release);
+        self.task.wake();
+        Arc::strong_count(self) > 1
+    }
+
+    fn poll_called(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.task.register(cx.waker());
+        if self.standing.load(Ordering::Acquire) == CALLED { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Wake for Ticket {
+    fn wake(self: Arc<Self>) {
+        self.join();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.join();
+    }
 }
 
 /// How much of a body was moved since others had their turn.
@@ -114,15 +157,14 @@ impl Stint {
     }
 }
 
-/// A peer's socket, of which those that keep others waiting take turns: what is read after a request's beginning and was not
-/// there at once, and the end.
+/// A peer's socket, of which those that keep others waiting take turns: what is read of a request after its beginning and
+/// was not there at once, and the end.
 pub(super) struct InTurn<T> {
     io: T,
     watch: Rc<Watch>,
     turns: Rc<Turns>,
-    turn: Option<Pin<Box<dyn Future<Output = ()>>>>,
-    /// There was nothing to read.
-    dry: bool,
+    /// What the socket waits with for the rest of a request, or its task for a turn.
+    ticket: Option<Arc<Ticket>>,
     end: Option<End>,
 }
 
@@ -134,19 +176,23 @@ struct End {
 
 impl<T> InTurn<T> {
     pub(super) fn new(io: T, watch: Rc<Watch>, turns: &Rc<Turns>) -> Self {
-        Self { io, watch, turns: Rc::clone(turns), turn: None, dry: false, end: None }
+        Self { io, watch, turns: Rc::clone(turns), ticket: None, end: None }
     }
 
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let turn = self.turn.get_or_insert_with(|| Box::pin(Rc::clone(&self.turns).wait()));
-        ready!(turn.as_mut().poll(cx));
-        self.turn = None;
-        Poll::Ready(())
+    /// Pending while a ticket was not called. Answers whether one was.
+    fn poll_called(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Some(ticket) = &self.ticket else { return Poll::Ready(false) };
+        if !self.turns.over.get() {
+            ready!(ticket.poll_called(cx));
+        }
+        self.ticket = None;
+        Poll::Ready(true)
     }
 
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.end.as_ref().is_none_or(|end| !end.told) {
-            ready!(self.poll_turn(cx));
+            self.ticket.get_or_insert_with(|| self.turns.ticket()).join();
+            ready!(self.poll_called(cx));
         }
         self.end.get_or_insert(End { failed: None, told: true }).told = true;
         Poll::Ready(())
@@ -161,22 +207,34 @@ impl<T> InTurn<T> {
     }
 }
 
+impl<T: AsyncRead + Unpin> InTurn<T> {
+    /// Reads; where the rest of a request is waited for, whoever sends it gets in line and does not wake the task.
+    fn poll_read_in_turn(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if read.is_ready() || !self.watch.is_owed_more() || self.turns.over.get() {
+            return read;
+        }
+        let ticket = self.turns.ticket();
+        let read = Pin::new(&mut self.io).poll_read(&mut Context::from_waker(&Waker::from(Arc::clone(&ticket))), buf);
+        if read.is_pending() {
+            ticket.task.register(cx.waker());
+            self.ticket = Some(ticket);
+        }
+        read
+    }
+}
+
 impl<T: AsyncRead + Unpin> AsyncRead for InTurn<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.end.is_none() {
-            let waits = this.dry && this.watch.is_owed_more();
-            if waits {
-                ready!(this.poll_turn(cx));
-            }
+            let called = ready!(this.poll_called(cx));
             let before = buf.remaining();
-            let read = Pin::new(&mut this.io).poll_read(cx, buf);
-            this.dry = read.is_pending();
-            let read = ready!(read);
+            let read = ready!(this.poll_read_in_turn(cx, buf));
             if read.is_ok() && (buf.remaining() < before || before == 0) {
                 return Poll::Ready(Ok(()));
             }
-            this.end = Some(End { failed: read.err().map(|error| error.kind()), told: waits });
+            this.end = Some(End { failed: read.err().map(|error| error.kind()), told: called });
         }
         ready!(this.poll_end(cx));
         let failed = this.end.as_ref().and_then(|end| end.failed);
@@ -296,11 +354,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_alone_waits_for_nobody() {
+    async fn who_is_alone_is_called_at_once() {
         LocalSet::new()
             .run_until(async {
                 let course = course(vec![tokio::io::empty()], async || ()).await;
-                assert!(course.starts_with('x'), "{course}");
+                assert!(course.find('x').is_some_and(|turn| turn <= 2), "{course}");
             })
             .await;
     }

@@ -1,5 +1,6 @@
 //! What a key may use up, what the gateway and its targets have room for, and that what is over it is refused in time.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -89,14 +90,22 @@ impl Upstream {
     }
 }
 
-/// The next request that arrives there, its head read.
+/// The next request that arrives there, its head read. A connection that ends without a word had none: its agent left.
 pub async fn next(listener: &TcpListener) -> (TcpStream, String) {
-    let (mut stream, _) = listener.accept().await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            match stream.read_u8().await {
+                Ok(byte) => head.push(byte),
+                Err(error) if head.is_empty() && error.kind() == ErrorKind::UnexpectedEof => break,
+                Err(error) => panic!("{error} in the middle of a head"),
+            }
+        }
+        if !head.is_empty() {
+            return (stream, String::from_utf8(head).unwrap());
+        }
     }
-    (stream, String::from_utf8(head).unwrap())
 }
 
 pub async fn say(stream: &mut TcpStream, text: &str) {
