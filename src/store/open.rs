@@ -6,12 +6,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, SqlitePool};
 
 use crate::config::StoreUrl;
 
@@ -28,6 +28,8 @@ pub(super) const NEWEST_APPLIED: &str = "select max(version) from _sqlx_migratio
 
 const SQLITE_READERS: u32 = 4;
 const SQLITE_WAIT: Duration = Duration::from_secs(5);
+/// Between two tries to open a file that others are opening.
+const SQLITE_LOOK: Duration = Duration::from_millis(10);
 const POSTGRES_CONNECTIONS: u32 = 10;
 const POSTGRES_WAIT: Duration = Duration::from_secs(3);
 
@@ -59,7 +61,7 @@ async fn open_sqlite(path: &Path) -> Result<Db> {
         // 16 MiB: pages that every batch of audit records touches move into the file less often.
         .pragma("wal_autocheckpoint", "4000");
     let pool = SqlitePoolOptions::new().acquire_timeout(SQLITE_WAIT);
-    let write = pool.clone().max_connections(1).connect_with(options.clone()).await?;
+    let write = connected(pool.clone().max_connections(1), &options).await?;
 
     // One transaction around all: two processes that start at once come one after the other.
     let mut tx = write.begin_with("begin immediate").await?;
@@ -73,8 +75,26 @@ async fn open_sqlite(path: &Path) -> Result<Db> {
     tx.commit().await?;
     let presence = Arc::new(arrival.stay().await.map_err(io_error)?);
 
-    let read = pool.max_connections(SQLITE_READERS).connect_with(options.pragma("query_only", "on")).await?;
+    let read = connected(pool.max_connections(SQLITE_READERS), &options.pragma("query_only", "on")).await?;
     Ok(Db::Sqlite { write, read, presence })
+}
+
+/// A pool with its first connection. Where two processes turn a new file into one with a write-ahead log at the same moment,
+/// SQLite refuses one of them at once: its wait is for those who have no lock yet (<https://sqlite.org/c3ref/busy_handler.html>).
+async fn connected(pool: SqlitePoolOptions, options: &SqliteConnectOptions) -> Result<SqlitePool> {
+    let deadline = Instant::now() + SQLITE_WAIT;
+    loop {
+        match pool.clone().connect_with(options.clone()).await {
+            Err(error) if is_busy(&error) && Instant::now() < deadline => tokio::time::sleep(SQLITE_LOOK).await,
+            connected => return Ok(connected?),
+        }
+    }
+}
+
+/// `SQLITE_BUSY`, of whatever kind (<https://sqlite.org/rescode.html>).
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
+    code.is_some_and(|code| code & 0xff == 5)
 }
 
 fn io_error(cause: io::Error) -> Error {

@@ -42,6 +42,23 @@ async fn several_may_start_on_an_empty_database_at_once() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_may_make_the_same_file_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..20 {
+        let file = folder.path().join(format!("{round}.db"));
+        let starting: Vec<_> = (0..4)
+            .map(|n| {
+                let url = StoreUrl::Sqlite(file.clone());
+                tokio::spawn(async move { Store::open(&url, at(n)).await })
+            })
+            .collect();
+        for start in starting {
+            start.await.unwrap().unwrap_or_else(|error| panic!("round {round}: {error}")).close().await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_database_of_a_newer_keyward_is_refused() {
     on_each(async |f| {
