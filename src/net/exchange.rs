@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::CatchUnwind;
 use http::header::CONNECTION;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::Service;
@@ -21,7 +21,7 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::multiplex::{self, Fault};
-use super::serve::House;
+use super::serve::{House, Stop};
 use super::socket::Watch;
 use super::words::refusal;
 
@@ -78,17 +78,18 @@ where
 
     fn call(&self, mut request: Request<Incoming>) -> Serving<F> {
         let end = Some(Over { watch: Rc::clone(&self.watch), answered: false });
+        let closes = self.house.stop.get() != Stop::Not && !self.watch.is_multiplexed();
         if let Some(fault) = self.watch.busy(!request.body().is_end_stream()) {
-            return Serving { work: Work::Refused { fault }, end };
+            return Serving { work: Work::Refused { fault }, closes, end };
         }
         if self.watch.is_multiplexed()
             && let Err(fault) = multiplex::normalize(&mut request, self.house.head_bytes, self.house.headers)
         {
-            return Serving { work: Work::Refused { fault }, end };
+            return Serving { work: Work::Refused { fault }, closes, end };
         }
         let line = Line { peer: self.peer, watch: Rc::clone(&self.watch) };
         let future = AssertUnwindSafe((self.service)(request, line)).catch_unwind();
-        Serving { work: Work::Running { future }, end }
+        Serving { work: Work::Running { future }, closes, end }
     }
 }
 
@@ -105,6 +106,8 @@ pin_project! {
     pub(super) struct Serving<F> {
         #[pin]
         work: Work<F>,
+        // It came after the soft stop, and is the connection's last.
+        closes: bool,
         end: Option<Over>,
     }
 }
@@ -133,6 +136,9 @@ where
                 // Between two neighbours of HTTP/1.1 (RFC 9113 §8.2.2).
                 response.headers_mut().remove(CONNECTION);
             }
+        }
+        if *this.closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let end = this.end.take();
         Poll::Ready(Ok(response.map(|body| Answer { body, end })))

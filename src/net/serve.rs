@@ -440,9 +440,13 @@ mod tests {
                 });
                 answers.collect::<Vec<_>>()
             });
-            for answer in answers.await.unwrap() {
+            let answers = answers.await.unwrap();
+            for answer in &answers {
                 assert!(answer.ends_with("fine"), "{answer}");
             }
+            // Most were read after the stop, and are told that this is all.
+            let told = answers.iter().filter(|answer| answer.contains("\r\nconnection: close\r\n")).count();
+            assert!(told > 0, "{told}");
             assert!(TcpStream::connect(address).await.is_err());
         })
         .await;
