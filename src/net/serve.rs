@@ -18,7 +18,6 @@ use hyper::server::conn::{http1, http2};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use super::connection::connection;
 use super::exchange::{Line, Peer};
@@ -94,9 +93,7 @@ pub async fn serve<S, F, B>(
     loop {
         if places == 0 {
             // Those who are in have their turn, however many wait at the door.
-            let begun = Instant::now();
-            tokio::task::yield_now().await;
-            places = turns::places(begun.elapsed());
+            places = turns::next_turn().await;
         }
         places -= 1;
         tokio::select! {

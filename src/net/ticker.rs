@@ -119,9 +119,7 @@ async fn run(ticker: Weak<Inner>) {
         let (mut from, mut places) = (0, FEW);
         while let Some(next) = ticker.pass(from, places) {
             // Many may be due at once, and each costs something: what else is ready has its turn.
-            let begun = Instant::now();
-            tokio::task::yield_now().await;
-            (from, places) = (next, turns::places(begun.elapsed()));
+            (from, places) = (next, turns::next_turn().await);
         }
         if empty >= REST {
             ticker.running.set(false);

@@ -34,9 +34,15 @@ const MANY: usize = 32;
 /// What all that is ready takes in a turn, for each place.
 const EACH: Duration = Duration::from_micros(200);
 
-/// How many connections come, are late, go on slowly or end in a turn, after one that took so long: where much else is
-/// to be done it may take long until the next, and they must get on too.
-pub(super) fn places(turn: Duration) -> usize {
+/// Lets everything else that is ready go first; answers how many connections may come, are late, go on slowly or end in the
+/// turn that follows. The more the longer it took: where much else is to be done they must get on too.
+pub(super) async fn next_turn() -> usize {
+    let begun = Instant::now();
+    yield_now().await;
+    places(begun.elapsed())
+}
+
+fn places(turn: Duration) -> usize {
     usize::try_from(turn.as_micros() / EACH.as_micros()).unwrap_or(MANY).clamp(FEW, MANY)
 }
 
@@ -71,9 +77,7 @@ async fn deal(mut line: UnboundedReceiver<Arc<Ticket>>) {
     while let Some(ticket) = line.recv().await {
         left -= usize::from(ticket.call());
         if left == 0 {
-            let begun = Instant::now();
-            yield_now().await;
-            left = places(begun.elapsed());
+            left = next_turn().await;
         }
     }
 }
@@ -214,6 +218,7 @@ impl<T: AsyncRead + Unpin> InTurn<T> {
         if read.is_ready() || !self.watch.is_owed_more() || self.turns.over.get() {
             return read;
         }
+        // A second time, with the ticket as waker. Most reads find something at the first and need none.
         let ticket = self.turns.ticket();
         let read = Pin::new(&mut self.io).poll_read(&mut Context::from_waker(&Waker::from(Arc::clone(&ticket))), buf);
         if read.is_pending() {
