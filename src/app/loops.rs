@@ -44,6 +44,6 @@ async fn tidy(store: &Store, clock: &Clock, keep: Duration) -> Result<(), crate:
     let now = clock.now();
     store.prune_flows(now).await?;
     store.prune_sessions(now).await?;
-    while store.prune_audit(now.before(keep)).await? > 0 {}
+    store.prune_audit(now.before(keep)).await?;
     Ok(())
 }

@@ -174,23 +174,23 @@ impl Store {
         let mut read = self.db.read().await?;
         let rows = on!(&mut read, connection => {
             let mut query = QueryBuilder::new(
-                "select a.organization, a.id, a.at, a.actor, a.action, a.request, a.agent_key, a.target, a.account, \
-                 a.method, a.path, a.status, a.code, a.bytes_in, a.bytes_out, a.duration_us, a.detail from ",
+                "select a.organization, a.id, a.at, l.actor, l.action, a.request, l.agent_key, l.target, l.account, \
+                 l.method, a.path, a.status, a.code, a.bytes_in, a.bytes_out, a.duration_us, a.detail from ",
             );
             // Slice by slice of those where there may be some. SQLite keeps a cross join in the order that it is written.
             let slice = match first {
                 Some(about) => {
-                    query.push("audit_about s cross join audit a where a.slice = s.slice and s.subject = ");
+                    query.push("audit_about s cross join audit a cross join audit_series l where s.subject = ");
                     query.push_bind(about.subject());
-                    query.push(" and ");
+                    query.push(" and a.slice = s.slice and ");
                     "s.slice"
                 }
                 None => {
-                    query.push("audit a where ");
+                    query.push("audit a cross join audit_series l where ");
                     "a.slice"
                 }
             };
-            query.push("a.organization = ").push_bind(org.as_bytes());
+            query.push("l.slice = a.slice and l.series = a.series and a.organization = ").push_bind(org.as_bytes());
             for about in about {
                 query.push(" and exists (select 1 from audit_about o where o.slice = s.slice and o.subject = ");
                 query.push_bind(about.subject()).push(")");
@@ -214,13 +214,13 @@ impl Store {
                 query.push(" and a.at < ").push_bind(until.millis());
             }
             if let Some(key) = &filter.key {
-                query.push(" and a.agent_key = ").push_bind(key.as_bytes());
+                query.push(" and l.agent_key = ").push_bind(key.as_bytes());
             }
             if let Some(target) = filter.target.as_deref() {
-                query.push(" and a.target = ").push_bind(target);
+                query.push(" and l.target = ").push_bind(target);
             }
             if let Some(account) = &filter.account {
-                query.push(" and a.account = ").push_bind(account.as_bytes());
+                query.push(" and l.account = ").push_bind(account.as_bytes());
             }
             if let Some(status) = filter.status {
                 query.push(" and a.status = ").push_bind(status);
@@ -238,6 +238,20 @@ impl Store {
     /// [`super::Error::Database`].
     pub async fn prune_audit(&self, before: Timestamp) -> Result<u64> {
         let end = AuditId::first_of(before.millis());
+        let mut all = 0;
+        loop {
+            let gone = self.prune_records(end).await?;
+            all += gone;
+            if gone < PRUNE as u64 {
+                break;
+            }
+        }
+        // What records of these slices shared, now that none of them is left.
+        while self.prune_slices(about::slice(end)).await? > 0 {}
+        Ok(all)
+    }
+
+    async fn prune_records(&self, end: AuditId) -> Result<u64> {
         let mut tx = self.db.write().await?;
         let organizations = fetch_all!(&mut tx, (OrgId,), "select id from organizations order by id")?;
         let organizations = organizations.iter().map(|(org,)| org.as_bytes()).chain([NOBODY]);
@@ -253,13 +267,24 @@ impl Store {
                 PRUNE - gone as i64
             )?;
         }
-        // Each record left three of these at most.
-        execute!(
+        tx.commit().await?;
+        Ok(gone)
+    }
+
+    async fn prune_slices(&self, end: i64) -> Result<u64> {
+        let mut tx = self.db.write().await?;
+        let gone = execute!(
             &mut tx,
             "delete from audit_about where (subject, slice) in \
              (select subject, slice from audit_about where slice < $1 order by slice limit $2)",
-            about::slice(end),
-            3 * PRUNE
+            end,
+            PRUNE
+        )? + execute!(
+            &mut tx,
+            "delete from audit_series where (slice, series) in \
+             (select slice, series from audit_series where slice < $1 order by slice limit $2)",
+            end,
+            PRUNE
         )?;
         tx.commit().await?;
         Ok(gone)

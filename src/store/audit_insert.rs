@@ -1,13 +1,14 @@
 //! Writing records: many rows in one statement, whose text is built once and prepared once. This runs for every request,
 //! so it is the one place of the store that counts its steps.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::sync::LazyLock;
 
 use super::about::{self, About};
 use super::audit::NOBODY;
 use super::db::{Session, on, within};
+use super::series::Series;
 use super::{AuditRow, Result};
 
 /// Rows that one statement inserts. Each half of the one before, so that no number of rows needs many statements. Larger
@@ -29,13 +30,8 @@ const COLUMNS: &[&str] = &[
     "slice",
     "id",
     "at",
-    "actor",
-    "action",
+    "series",
     "request",
-    "agent_key",
-    "target",
-    "account",
-    "method",
     "path",
     "status",
     "code",
@@ -51,6 +47,10 @@ static SETTLE: LazyLock<Insert> = LazyLock::new(|| {
     let update = "on conflict (organization, slice, id) do update set status = excluded.status, code = excluded.code, \
                   bytes_in = excluded.bytes_in, bytes_out = excluded.bytes_out, duration_us = excluded.duration_us";
     Insert::new("audit", COLUMNS, update)
+});
+static SERIES: LazyLock<Insert> = LazyLock::new(|| {
+    let columns = &["slice", "series", "actor", "action", "agent_key", "target", "account", "method"];
+    Insert::new("audit_series", columns, "on conflict (slice, series) do nothing")
 });
 static ABOUT: LazyLock<Insert> =
     LazyLock::new(|| Insert::new("audit_about", &["subject", "slice"], "on conflict (subject, slice) do nothing"));
@@ -102,11 +102,33 @@ pub(super) async fn insert(tx: &mut Session, rows: &[AuditRow]) -> Result<()> {
 }
 
 pub(super) async fn insert_or(tx: &mut Session, rows: &[AuditRow], again: Again) -> Result<()> {
-    insert_rows(tx, rows, again).await?;
-    insert_about(tx, rows).await
+    let mut shared = Shared::default();
+    let numbered: Vec<_> = rows.iter().map(|row| (row, shared.add(row))).collect();
+    insert_rows(tx, &numbered, again).await?;
+    insert_series(tx, shared.series).await?;
+    insert_about(tx, shared.about).await
 }
 
-async fn insert_rows(tx: &mut Session, mut rows: &[AuditRow], again: Again) -> Result<()> {
+/// What is written once for all the records of a batch that share it.
+#[derive(Default)]
+struct Shared<'a> {
+    series: HashMap<(i64, Series<'a>), i64>,
+    about: HashSet<(i64, i64)>,
+}
+
+impl<'a> Shared<'a> {
+    /// Adds what a record shares with others; answers its series' number.
+    fn add(&mut self, row: &'a AuditRow) -> i64 {
+        let slice = about::slice(row.id);
+        let series = Series::of(row);
+        *self.series.entry((slice, series)).or_insert_with(|| {
+            self.about.extend(About::of_row(row).map(|about| (about.subject(), slice)));
+            series.number()
+        })
+    }
+}
+
+async fn insert_rows(tx: &mut Session, mut rows: &[(&AuditRow, i64)], again: Again) -> Result<()> {
     let insert = match again {
         Again::Keep => &*KEEP,
         Again::Settle => &*SETTLE,
@@ -116,19 +138,14 @@ async fn insert_rows(tx: &mut Session, mut rows: &[AuditRow], again: Again) -> R
         rows = rest;
         on!(&mut *tx, connection => {
             let mut query = sqlx::query(sql);
-            for row in piece {
+            for (row, series) in piece {
                 query = query
                     .bind(row.organization.as_ref().map_or(NOBODY, |org| org.as_bytes()))
                     .bind(about::slice(row.id))
                     .bind(row.id.as_bytes())
                     .bind(row.at.millis())
-                    .bind(row.actor.as_deref())
-                    .bind(&*row.action)
+                    .bind(series)
                     .bind(row.request.as_ref().map(|id| id.as_bytes()))
-                    .bind(row.key.as_ref().map(|id| id.as_bytes()))
-                    .bind(row.target.as_deref())
-                    .bind(row.account.as_ref().map(|id| id.as_bytes()))
-                    .bind(row.method.as_deref())
                     .bind(row.path.as_deref())
                     .bind(row.status)
                     .bind(row.code.as_deref())
@@ -143,19 +160,38 @@ async fn insert_rows(tx: &mut Session, mut rows: &[AuditRow], again: Again) -> R
     Ok(())
 }
 
-/// Says in which slices to look for these.
-async fn insert_about(tx: &mut Session, rows: &[AuditRow]) -> Result<()> {
-    let mut seen = HashSet::new();
-    let mut last = None;
-    for row in rows {
-        // One agent's calls come one after the other.
-        let this = (row.organization, row.key, row.account, row.target.as_deref(), about::slice(row.id));
-        if last.replace(this) != Some(this) {
-            seen.extend(About::of_row(row).map(|about| (about, about::slice(row.id))));
-        }
-    }
-    let mut entries: Vec<_> = seen.into_iter().map(|(about, slice)| (about.subject(), slice)).collect();
+/// Says what the series are that the records name.
+async fn insert_series(tx: &mut Session, series: HashMap<(i64, Series<'_>), i64>) -> Result<()> {
+    let mut entries: Vec<_> = series.into_iter().map(|((slice, labels), number)| (slice, number, labels)).collect();
     // In one order everywhere: two instances that write the same must not wait for each other in a circle.
+    entries.sort_unstable_by_key(|(slice, number, _)| (*slice, *number));
+    let mut entries = &entries[..];
+    while let Some((size, sql)) = SERIES.piece(tx, entries.len()) {
+        let (piece, rest) = entries.split_at(size);
+        entries = rest;
+        on!(&mut *tx, connection => {
+            let mut query = sqlx::query(sql);
+            for (slice, number, labels) in piece {
+                query = query
+                    .bind(slice)
+                    .bind(number)
+                    .bind(labels.actor)
+                    .bind(labels.action)
+                    .bind(labels.key.as_ref().map(|id| id.as_bytes()))
+                    .bind(labels.target)
+                    .bind(labels.account.as_ref().map(|id| id.as_bytes()))
+                    .bind(labels.method);
+            }
+            within(query.execute(connection)).await?;
+        });
+    }
+    Ok(())
+}
+
+/// Says in which slices to look for these.
+async fn insert_about(tx: &mut Session, about: HashSet<(i64, i64)>) -> Result<()> {
+    let mut entries: Vec<_> = about.into_iter().collect();
+    // In one order, as above.
     entries.sort_unstable();
     let mut entries = &entries[..];
     while let Some((size, sql)) = ABOUT.piece(tx, entries.len()) {

@@ -26,6 +26,7 @@ mod refreshed;
 mod reseal;
 mod revocations;
 mod sealed;
+mod series;
 mod sessions;
 mod tables;
 mod targets;

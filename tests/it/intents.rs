@@ -18,7 +18,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 /// Path, status and code of the requests that stand in the trail, oldest first.
 async fn recorded(world: &World) -> Vec<(String, Option<i64>, Option<String>)> {
-    let sql = "select path, status, code from audit where action = 'request' order by id";
+    let sql = "select path, status, code from audit join audit_series using (slice, series) where action = 'request' order by id";
     if world.store_url.starts_with("postgres") {
         let mut link = PgConnection::connect(&world.store_url).await.unwrap();
         return sqlx::query_as(sql).fetch_all(&mut link).await.unwrap();

@@ -353,7 +353,7 @@ async fn the_commands_for_a_store_with_a_key_file() {
     }
     assert!(!dir.path().join("keyward.db").exists(), "a mistyped path makes nothing");
     let (code, text) = run("store migrate");
-    assert_eq!((code, text.contains("schema version 1")), (Some(0), true), "{text}");
+    assert_eq!((code, text.contains("schema version 2")), (Some(0), true), "{text}");
 
     let app = plain(dir.path()).await;
     let (code, text) = run("store copy --to sqlite://new.db");

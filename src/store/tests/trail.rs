@@ -135,3 +135,87 @@ async fn a_filter_finds_its_records_in_every_slice_of_time() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn what_records_share_is_stored_once() {
+    on_each(async |f| {
+        let key = KeyId::new();
+        let rows: Vec<AuditRow> = (0..300)
+            .map(|n| AuditRow {
+                id: AuditId::at(at(if n < 200 { 0 } else { 60_000 }).millis()),
+                key: (n % 3 > 0).then_some(key),
+                method: Some(if n % 3 == 1 { "GET" } else { "PUT" }.into()),
+                ..record(Some(f.org), "request")
+            })
+            .collect();
+        f.store.append_audit(&rows[..150]).await.unwrap();
+        f.store.append_audit(&rows[150..]).await.unwrap();
+        let series = async || {
+            let mut read = f.store.db.read().await.unwrap();
+            db::fetch_all!(&mut read, (i64,), "select series from audit_series").unwrap().len()
+        };
+        // Three kinds of them, in two slices.
+        assert_eq!(series().await, 6);
+        // They stay while one of their records does.
+        assert_eq!(f.store.prune_audit(at(1)).await.unwrap(), 200);
+        assert_eq!((series().await, f.recorded("request").await), (6, 100));
+        assert_eq!(f.store.prune_audit(at(60_000)).await.unwrap(), 0);
+        assert_eq!((series().await, f.recorded("request").await), (3, 100));
+        assert_eq!(f.store.prune_audit(at(120_000)).await.unwrap(), 100);
+        assert_eq!(series().await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_trail_from_before_there_were_series_is_kept() {
+    on_each(async |f| {
+        let full = AuditRow {
+            request: Some(RequestId::next()),
+            key: Some(KeyId::new()),
+            target: Some("crm".into()),
+            account: Some(AccountId::new()),
+            method: Some("POST".into()),
+            path: Some("/me/sendMail".into()),
+            status: Some(200),
+            duration_us: Some(56),
+            detail: Some(serde_json::json!({"n": 1})),
+            ..record(Some(f.org), "request")
+        };
+        let again = AuditRow { id: AuditId::at(full.id.millis()), request: Some(RequestId::next()), ..full.clone() };
+        let bare = record(Some(f.org), "session.opened");
+        let written = [full.clone(), again, bare, record(None, "request")];
+        f.store.append_audit(&written).await.unwrap();
+        let read = async |store: &Store| {
+            let by_key = AuditFilter { key: full.key, ..AuditFilter::default() };
+            let all = store.audit(f.org, &AuditFilter::default(), &all()).await.unwrap().items;
+            (format!("{all:?}"), store.audit(f.org, &by_key, &self::all()).await.unwrap().items.len())
+        };
+        let before = read(&f.store).await;
+
+        // As the first version kept them.
+        let mut tx = f.store.db.write().await.unwrap();
+        for sql in [
+            "create table audit_before as select a.*, s.actor, s.action, s.agent_key, s.target, s.account, s.method \
+             from audit a join audit_series s on s.slice = a.slice and s.series = a.series",
+            "drop table audit",
+            "drop table audit_series",
+            "alter table audit_before rename to audit",
+            "delete from _sqlx_migrations where version = 2",
+        ] {
+            db::execute!(&mut tx, sql).unwrap();
+        }
+        tx.commit().await.unwrap();
+        let migrated = Store::open(&f.url, at(9)).await.unwrap();
+        assert_eq!(read(&migrated).await, before);
+        assert_eq!(before.1, 2);
+        // What nobody can be told of is there too, and the next records find their place.
+        let mut tx = migrated.db.read().await.unwrap();
+        assert_eq!(db::fetch_all!(&mut tx, (i64,), "select at from audit").unwrap().len(), 4);
+        drop(tx);
+        migrated.append_audit(&written).await.unwrap();
+        assert_eq!(read(&migrated).await, before);
+        migrated.close().await;
+    })
+    .await;
+}

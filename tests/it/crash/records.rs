@@ -44,7 +44,7 @@ pub async fn end_leases(world: &World) {
 
 /// How often each account was told to be disconnected.
 pub async fn ends_told(world: &World) -> BTreeMap<String, i64> {
-    let sql = "select account, count(*) from audit where action = 'account.disconnected' group by account";
+    let sql = "select account, count(*) from audit join audit_series using (slice, series) where action = 'account.disconnected' group by account";
     let told: Vec<(Vec<u8>, i64)> = rows(world, Life::Alive, sql).await;
     let id = |bytes: Vec<u8>| AccountId::try_from(&*bytes).unwrap().to_string();
     told.into_iter().map(|(account, times)| (id(account), times)).collect()
