@@ -4,9 +4,11 @@
 
 /// More lines than this make a head odd.
 const FIELDS: usize = 64;
+/// Room for as many as nearly all heads have.
+const USUAL: usize = 16;
 
 /// Where the parts of a header line stand.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Field {
     name: (u16, u16),
     value: (u16, u16),
@@ -17,13 +19,12 @@ struct Field {
 pub struct Head {
     length: usize,
     first: usize,
-    fields: [Field; FIELDS],
-    count: usize,
+    /// On the heap: heads are handed on several times, and copying this each time costs more.
+    fields: Vec<Field>,
 }
 
 /// What the bytes begin with.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "lives on the stack for a moment; a box would cost more")]
 pub enum Parsed {
     /// The start of a head, maybe.
     Partial,
@@ -40,7 +41,7 @@ impl Head {
         let Some(first) = end.checked_sub(1).filter(|first| *first > 0 && bytes[*first] == b'\r') else {
             return Parsed::Odd;
         };
-        let mut head = Self { length: 0, first, fields: [Field::default(); FIELDS], count: 0 };
+        let mut head = Self { length: 0, first, fields: Vec::with_capacity(USUAL) };
         let mut at = end + 1;
         loop {
             let Some(length) = memchr::memchr(b'\n', &bytes[at..]) else { return partial(bytes) };
@@ -49,13 +50,14 @@ impl Head {
                 head.length = at + 2;
                 // Nothing but text, and the ends of the lines.
                 let controls = bytes[..head.length].iter().map(|byte| u16::from(!is_text(*byte))).sum::<u16>();
-                let ends = 2 * (head.count + 2);
+                let ends = 2 * (head.count() + 2);
                 return if usize::from(controls) == ends { Parsed::Whole(head) } else { Parsed::Odd };
             }
             let Some(field) = field(line, at) else { return Parsed::Odd };
-            let Some(place) = head.fields.get_mut(head.count) else { return Parsed::Odd };
-            *place = field;
-            head.count += 1;
+            if head.count() == FIELDS {
+                return Parsed::Odd;
+            }
+            head.fields.push(field);
             at += length + 1;
         }
     }
@@ -69,7 +71,7 @@ impl Head {
     /// Header lines.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.count
+        self.fields.len()
     }
 
     /// The request line or status line, as it came. `bytes` are those that the head was read from.
@@ -81,7 +83,7 @@ impl Head {
     /// The header lines: names in lower case, values without the white space around them.
     pub fn fields<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         let part = |(start, end): (u16, u16)| &bytes[usize::from(start)..usize::from(end)];
-        self.fields[..self.count].iter().map(move |field| (part(field.name), part(field.value)))
+        self.fields.iter().map(move |field| (part(field.name), part(field.value)))
     }
 }
 

@@ -31,7 +31,6 @@ pub(super) struct Answer {
     length: usize,
 }
 
-#[expect(clippy::large_enum_variant, reason = "lives on the stack for a moment; a box would cost more")]
 enum Form {
     Plain { head: Head, compressed: bool, dated: bool },
     Odd(Box<response::Parts>),

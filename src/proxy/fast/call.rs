@@ -28,7 +28,6 @@ pub(super) struct Call {
 }
 
 /// What there is to read.
-#[expect(clippy::large_enum_variant, reason = "lives on the stack for a moment; a box would cost more")]
 pub(super) enum Read {
     /// Less than a request.
     Partial,
