@@ -3,13 +3,14 @@
 //! Text form: a prefix that tells the kind, then 26 characters of Crockford's base 32 over a UUID version 7
 //! (RFC 9562 §5.7), so ids sort by the time they were made: `acc_01JD3X7M0GZ2V8Q4W5T6R9S1AB`.
 
-use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_lc_rs::rand;
+
+use crate::clock::Clock;
 
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
@@ -178,33 +179,25 @@ id!(/** A refresh token that is not the current one. */ CandidateId, "cnd_");
 id!(/** One running process, as the owner of leases. */ InstanceId, "ins_");
 
 impl RequestId {
-    /// A new id without a lock or a system call: each thread counts on from a random start.
+    /// A new id of this moment, in milliseconds since 1970, made like [`AuditId::at`].
+    #[must_use]
+    pub fn at(millis: i64) -> Self {
+        Self(following(millis))
+    }
+
+    /// A new id of now, by the system's clock.
     #[must_use]
     pub fn next() -> Self {
-        thread_local!(static NEXT: Cell<u128> = Cell::new(u128::from_be_bytes(random())));
-        NEXT.with(|next| {
-            let value = next.get();
-            next.set(value.wrapping_add(1));
-            Self(value.to_be_bytes())
-        })
+        Self::at(Clock::system().now().millis())
     }
 }
 
 impl AuditId {
     /// A new id of this moment, in milliseconds since 1970. Those that a process makes of one moment sort as they were
-    /// made: a counter comes after the time, and random bits after it (RFC 9562 §6.2, method 1).
+    /// made.
     #[must_use]
     pub fn at(millis: i64) -> Self {
-        const COUNTER: u128 = (1 << 42) - 1;
-        static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
-            // Far below the counter's end, which no process reaches then.
-            AtomicU64::new(u64::from_be_bytes(random()) >> 23)
-        });
-        let counter = u128::from(NEXT.fetch_add(1, Ordering::Relaxed)) & COUNTER;
-        let (high, low) = (counter >> 30, counter & ((1 << 30) - 1));
-        let random = u128::from(u32::from_be_bytes(random()));
-        let value = time_bits(millis) | 7 << 76 | high << 64 | 2 << 62 | low << 32 | random;
-        Self(value.to_be_bytes())
+        Self(following(millis))
     }
 
     /// Sorts before every id of this moment and after every id of an earlier one.
@@ -218,12 +211,32 @@ impl AuditId {
     pub fn millis(self) -> i64 {
         (u128::from_be_bytes(self.0) >> 80) as i64
     }
+}
 
-    /// The id after this one, so that a batch sorts as it was made and costs one random number.
-    #[must_use]
-    pub fn following(self) -> Self {
-        Self(u128::from_be_bytes(self.0).wrapping_add(1).to_be_bytes())
+/// The record of a request has the request's id.
+impl From<RequestId> for AuditId {
+    fn from(request: RequestId) -> Self {
+        Self(request.0)
     }
+}
+
+impl From<AuditId> for RequestId {
+    fn from(record: AuditId) -> Self {
+        Self(record.0)
+    }
+}
+
+/// A new UUID version 7 of this moment: a counter of the process comes after the time, and then what tells the process from
+/// others (RFC 9562 §6.2, method 1). Costs no system call and no lock.
+fn following(millis: i64) -> [u8; 16] {
+    static PROCESS: LazyLock<(AtomicU64, u32)> = LazyLock::new(|| {
+        // Far below the end of the 42 bits that are counted, which no process reaches then.
+        (AtomicU64::new(u64::from_be_bytes(random()) >> 23), u32::from_be_bytes(random()))
+    });
+    let (next, process) = &*PROCESS;
+    let counter = u128::from(next.fetch_add(1, Ordering::Relaxed)) & ((1 << 42) - 1);
+    let (high, low) = (counter >> 30, counter & ((1 << 30) - 1));
+    (time_bits(millis) | 7 << 76 | high << 64 | 2 << 62 | low << 32 | u128::from(*process)).to_be_bytes()
 }
 
 /// The first 48 bits of an id; what is before 1970 or after the year 10889 counts as the first or last moment.
@@ -244,6 +257,8 @@ pub fn random<const N: usize>() -> [u8; N] {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -280,12 +295,13 @@ mod tests {
         assert_eq!(uuid::Uuid::from_bytes(ids[4].0).get_version_num(), 7);
         assert_eq!(uuid::Uuid::from_bytes(ids[4].0).get_variant(), uuid::Variant::RFC4122);
         assert!(AuditId::first_of(7) < ids[0] && ids[2] < AuditId::first_of(8));
-        assert!(AuditId::at(7) > ids[2].following(), "a batch ends before the next begins");
         assert_eq!((AuditId::at(-1).millis(), AuditId::at(i64::MAX).millis()), (0, (1 << 48) - 1));
     }
 
     #[test]
     fn request_ids_do_not_repeat() {
-        assert_ne!(RequestId::next(), RequestId::next());
+        let ids: HashSet<_> =
+            (0..1_000).map(|_| RequestId::at(7)).chain([RequestId::next(), RequestId::next()]).collect();
+        assert_eq!(ids.len(), 1_002);
     }
 }

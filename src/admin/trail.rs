@@ -1,5 +1,7 @@
 //! The audit trail, read.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -110,10 +112,10 @@ impl From<AuditRow> for AuditRecord {
             action: row.action.into_owned(),
             request_id: row.request,
             key: row.key,
-            target: row.target,
+            target: row.target.as_deref().map(str::to_owned),
             account: row.account,
-            method: row.method,
-            path: row.path,
+            method: row.method.map(Cow::into_owned),
+            path: row.path.as_deref().map(str::to_owned),
             status: row.status,
             code: row.code,
             bytes_in: row.bytes_in,

@@ -1,5 +1,7 @@
 //! One request's record in the making: opened first, rides on the answer's body, closes once — also on drop.
 
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::{Method, StatusCode};
@@ -7,8 +9,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::OwnedPermit;
 
 use crate::clock::Timestamp;
-use crate::ids::{AccountId, AuditId, KeyId, OrgId, RequestId};
-use crate::store::AuditRow;
+use crate::ids::{AccountId, KeyId, OrgId, RequestId};
+use crate::store::{AuditRow, REQUEST};
 use crate::telemetry::RequestOutcome;
 
 use super::Audit;
@@ -24,7 +26,8 @@ pub struct Receipt {
     audit: Audit,
     /// The place in the queue; `None` once closed, or when records are being dropped by configuration.
     place: Option<OwnedPermit<Message>>,
-    entry: Entry,
+    /// `None` once closed.
+    entry: Option<Box<Entry>>,
     /// What the request takes up of something, until the end. Most hold nothing.
     held: Vec<OwnedSemaphorePermit>,
 }
@@ -32,15 +35,13 @@ pub struct Receipt {
 /// What a receipt knows; turned into a row by the writer, off the hot path.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// The row that stands already, when the call was put on record before it left.
-    intent: Option<AuditId>,
     request: RequestId,
     at: Timestamp,
     started: Instant,
     took_us: i64,
     method: Method,
-    slug: Box<str>,
-    path: Box<str>,
+    slug: Arc<str>,
+    path: Arc<str>,
     key: Option<(KeyId, OrgId)>,
     account: Option<AccountId>,
     status: Option<StatusCode>,
@@ -53,14 +54,13 @@ pub(super) struct Entry {
 impl Receipt {
     pub(super) fn new(audit: Audit, place: Option<OwnedPermit<Message>>, at: Timestamp) -> Self {
         let entry = Entry {
-            intent: None,
-            request: RequestId::next(),
+            request: RequestId::at(at.millis()),
             at,
             started: Instant::now(),
             took_us: 0,
             method: Method::GET,
-            slug: Box::default(),
-            path: Box::default(),
+            slug: Arc::default(),
+            path: Arc::default(),
             key: None,
             account: None,
             status: None,
@@ -69,30 +69,35 @@ impl Receipt {
             bytes_out: 0,
             finished: false,
         };
-        Self { audit, place, entry, held: Vec::new() }
+        Self { audit, place, entry: Some(Box::new(entry)), held: Vec::new() }
+    }
+
+    fn entry(&mut self) -> &mut Entry {
+        self.entry.as_mut().expect("only the end takes it")
     }
 
     /// The request's id.
     #[must_use]
     pub fn request_id(&self) -> RequestId {
-        self.entry.request
+        self.entry.as_ref().expect("only the end takes it").request
     }
 
     /// What was asked for: method, the target's slug as given, the path below it without query.
     pub fn asked(&mut self, method: &Method, slug: &str, path: &str) {
-        self.entry.method = method.clone();
-        self.entry.slug = slug.into();
-        self.entry.path = path.into();
+        let entry = self.entry();
+        entry.method = method.clone();
+        entry.slug = slug.into();
+        entry.path = path.into();
     }
 
     /// Who asked.
     pub fn agent(&mut self, key: KeyId, organization: OrgId) {
-        self.entry.key = Some((key, organization));
+        self.entry().key = Some((key, organization));
     }
 
     /// The account that it uses.
     pub fn account(&mut self, account: AccountId) {
-        self.entry.account = Some(account);
+        self.entry().account = Some(account);
     }
 
     /// Takes a permit along: it is given back when the receipt closes.
@@ -106,66 +111,46 @@ impl Receipt {
     /// # Errors
     /// [`AuditUnavailable`] when the store did not take it within 5 s: the call must not leave.
     pub async fn intend(&mut self) -> Result<(), AuditUnavailable> {
-        let id = *self.entry.intent.insert(AuditId::at(self.audit.now().millis()));
-        let row = self.entry.row(id, Some(UNKNOWN));
+        let row = self.entry().row(Some(UNKNOWN));
         self.audit.intents().commit(row).await
     }
 
     /// The answer's status, and Keyward's code when Keyward refused.
     pub fn answered(&mut self, status: StatusCode, code: Option<&'static str>) {
-        self.entry.status = Some(status);
-        self.entry.code = code;
+        let entry = self.entry();
+        entry.status = Some(status);
+        entry.code = code;
     }
 
     /// Request body bytes that went by.
     pub fn sent(&mut self, bytes: u64) {
-        self.entry.bytes_in += bytes;
+        self.entry().bytes_in += bytes;
     }
 
     /// Answer body bytes that went by.
     pub fn received(&mut self, bytes: u64) {
-        self.entry.bytes_out += bytes;
+        self.entry().bytes_out += bytes;
     }
 
     /// The answer ended whole. A receipt that is dropped without this says `aborted`.
     pub fn finished(&mut self) {
-        self.entry.finished = true;
+        self.entry().finished = true;
     }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        let elapsed = self.entry.started.elapsed();
-        self.entry.took_us = i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX);
-        self.audit.metrics().observe_request(self.entry.outcome(), elapsed.as_secs_f64());
+        let Some(mut entry) = self.entry.take() else { return };
+        let elapsed = entry.started.elapsed();
+        entry.took_us = i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX);
+        self.audit.metrics().observe_request(entry.outcome(), elapsed.as_secs_f64());
         if let Some(place) = self.place.take() {
-            let entry = std::mem::replace(&mut self.entry, Entry::spent());
-            place.send(Message::Request(Box::new(entry)));
+            place.send(Message::Request(entry));
         }
     }
 }
 
 impl Entry {
-    fn spent() -> Self {
-        Self {
-            intent: None,
-            request: RequestId::next(),
-            at: Timestamp::default(),
-            started: Instant::now(),
-            took_us: 0,
-            method: Method::GET,
-            slug: Box::default(),
-            path: Box::default(),
-            key: None,
-            account: None,
-            status: None,
-            code: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            finished: true,
-        }
-    }
-
     fn outcome(&self) -> RequestOutcome {
         match (self.finished, self.code, self.status) {
             (false, ..) | (true, None, None) => RequestOutcome::Aborted,
@@ -174,24 +159,24 @@ impl Entry {
         }
     }
 
-    /// The row, under this id unless its intent stands already.
-    pub(super) fn into_row(self, id: AuditId) -> AuditRow {
+    /// The row. Its id is the request's, so that it completes its intent's, if there is one.
+    pub(super) fn into_row(self) -> AuditRow {
         let code = self.code.or(if self.finished { None } else { Some("aborted") });
-        self.row(self.intent.unwrap_or(id), code)
+        self.row(code)
     }
 
-    fn row(&self, id: AuditId, code: Option<&str>) -> AuditRow {
+    fn row(&self, code: Option<&str>) -> AuditRow {
         AuditRow {
-            id,
+            id: self.request.into(),
             organization: self.key.map(|(_, organization)| organization),
             at: self.at,
             actor: if self.key.is_some() { None } else { Some("anonymous".into()) },
-            action: "request".into(),
+            action: REQUEST.into(),
             request: Some(self.request),
             key: self.key.map(|(key, _)| key),
             target: (!self.slug.is_empty()).then(|| visible(&self.slug)),
             account: self.account,
-            method: Some(short(&self.method).to_owned()),
+            method: Some(short(&self.method)),
             path: Some(visible(&self.path)),
             status: self.status.map(|status| i64::from(status.as_u16())),
             code: code.map(str::to_owned),
@@ -209,20 +194,26 @@ pub const UNKNOWN: &str = "unknown";
 /// Methods up to this are written down; a longer word is none that anybody knows, and could hold anything.
 pub const METHOD_BYTES: usize = 32;
 
-fn short(method: &Method) -> &str {
-    Some(method.as_str()).filter(|method| method.len() <= METHOD_BYTES).unwrap_or("(too long)")
+fn short(method: &Method) -> Cow<'static, str> {
+    match *method {
+        Method::GET => "GET".into(),
+        Method::POST => "POST".into(),
+        ref method if method.as_str().len() > METHOD_BYTES => "(too long)".into(),
+        ref method => method.to_string().into(),
+    }
 }
 
 /// Characters of a text that are written down.
 const TEXT: usize = 2_000;
 
 /// At most 2,000 characters, control characters escaped: what an agent sends must not forge a line of anybody's log.
-fn visible(text: &str) -> String {
+fn visible(text: &Arc<str>) -> Arc<str> {
     // Nearly every text, and by far the quickest to tell.
     if text.len() <= TEXT && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        return text.to_owned();
+        return Arc::clone(text);
     }
-    text.chars().take(TEXT).flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+    let escaped = |c: char| if c.is_control() { c.escape_default().collect() } else { vec![c] };
+    text.chars().take(TEXT).flat_map(escaped).collect::<String>().into()
 }
 
 #[cfg(test)]
@@ -231,8 +222,8 @@ mod tests {
 
     #[test]
     fn control_characters_are_escaped() {
-        assert_eq!(visible("/a\r\nGET /b"), "/a\\r\\nGET /b");
-        assert_eq!(visible(&"x".repeat(3_000)).len(), 2_000);
+        assert_eq!(&*visible(&"/a\r\nGET /b".into()), "/a\\r\\nGET /b");
+        assert_eq!(visible(&"x".repeat(3_000).into()).len(), 2_000);
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Record {
     /// About this target.
     #[must_use]
     pub fn target(mut self, slug: &str) -> Self {
-        self.row.target = Some(slug.to_owned());
+        self.row.target = Some(slug.into());
         self
     }
     /// About this account.

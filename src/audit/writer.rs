@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, OnFull};
-use crate::ids::{AuditId, KeyId};
+use crate::ids::KeyId;
 use crate::store::{AuditRow, Store};
 use crate::telemetry::Metrics;
 
@@ -96,10 +96,6 @@ impl Audit {
     fn lose(&self) {
         self.0.lost.fetch_add(1, Ordering::Relaxed);
         self.0.metrics.audit_dropped.inc();
-    }
-
-    pub(super) fn now(&self) -> Timestamp {
-        self.0.clock.now()
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -219,13 +215,9 @@ impl Writer {
     async fn write(&mut self, batch: &mut Vec<Message>) {
         let mut rows = Vec::with_capacity(batch.len());
         let mut waiting = Vec::new();
-        let mut id = AuditId::at(self.clock.now().millis());
         for message in batch.drain(..) {
             match message {
-                Message::Request(entry) => {
-                    rows.push(entry.into_row(id));
-                    id = id.following();
-                }
+                Message::Request(entry) => rows.push(entry.into_row()),
                 Message::Note(row) => rows.push(*row),
                 Message::Flush(done) => waiting.push(done),
             }

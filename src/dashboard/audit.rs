@@ -71,7 +71,7 @@ impl RecordLine {
             at: When::new(row.at, now),
             who: names.get(&actor).cloned().unwrap_or(actor),
             action: row.action.into_owned(),
-            target: row.target.unwrap_or_default(),
+            target: row.target.as_deref().unwrap_or_default().to_owned(),
             what,
             result: [status, row.code].into_iter().flatten().collect::<Vec<_>>().join(" "),
             tone,

@@ -1,6 +1,7 @@
 //! The audit trail: appended in batches, read newest first, pruned by age.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use sqlx::QueryBuilder;
 
@@ -31,13 +32,13 @@ pub struct AuditRow {
     /// The key that asked, or that the act was about.
     pub key: Option<KeyId>,
     /// The target's slug.
-    pub target: Option<String>,
+    pub target: Option<Arc<str>>,
     /// The account.
     pub account: Option<AccountId>,
     /// HTTP method.
-    pub method: Option<String>,
+    pub method: Option<Cow<'static, str>>,
     /// Path below the target, without the query.
-    pub path: Option<String>,
+    pub path: Option<Arc<str>>,
     /// Status answered.
     pub status: Option<i64>,
     /// Keyward's code, when Keyward refused.
@@ -81,6 +82,9 @@ pub struct AuditFilter {
     pub status: Option<i64>,
 }
 
+/// The action of an agent's request.
+pub const REQUEST: &str = "request";
+
 /// The organization of records that belong to none.
 pub(super) const NOBODY: &[u8] = &[];
 
@@ -113,18 +117,24 @@ impl TryFrom<Columns> for AuditRow {
 
     fn try_from(row: Columns) -> Result<Self> {
         let organization = Some(row.organization).filter(|org| !org.is_empty());
+        let id: AuditId = read_id("audit.id", &row.id)?;
+        let request = match row.request {
+            Some(request) => Some(read_id("audit.request", &request)?),
+            // Its own, unless it says another.
+            None => (row.action == REQUEST).then(|| id.into()),
+        };
         Ok(Self {
-            id: read_id("audit.id", &row.id)?,
+            id,
             organization: organization.map(|org| read_id("audit.organization", &org)).transpose()?,
             at: Timestamp::from_millis(row.at),
             actor: row.actor.map(Cow::Owned),
             action: row.action.into(),
-            request: row.request.map(|id| read_id("audit.request", &id)).transpose()?,
+            request,
             key: row.agent_key.map(|id| read_id("audit.agent_key", &id)).transpose()?,
-            target: row.target,
+            target: row.target.map(Arc::from),
             account: row.account.map(|id| read_id("audit.account", &id)).transpose()?,
-            method: row.method,
-            path: row.path,
+            method: row.method.map(Cow::Owned),
+            path: row.path.map(Arc::from),
             status: row.status,
             code: row.code,
             bytes_in: row.bytes_in,

@@ -13,7 +13,7 @@ use super::{AuditRow, Result};
 
 /// Rows that one statement inserts. Each half of the one before, so that no number of rows needs many statements. Larger
 /// ones would be a little cheaper, and keep the proxy waiting longer where it shares a core with the database's thread.
-const PIECES: [usize; 7] = [64, 32, 16, 8, 4, 2, 1];
+const PIECES: [usize; 8] = [128, 64, 32, 16, 8, 4, 2, 1];
 
 /// What becomes of a record whose id stands there already. Either way whoever could not learn whether a batch was stored
 /// may send it again.
@@ -114,6 +114,7 @@ pub(super) async fn insert_or(tx: &mut Session, rows: &[AuditRow], again: Again)
 struct Shared<'a> {
     series: HashMap<(i64, Series<'a>), i64>,
     about: HashSet<(i64, i64)>,
+    last: Option<((i64, Series<'a>), i64)>,
 }
 
 impl<'a> Shared<'a> {
@@ -121,10 +122,18 @@ impl<'a> Shared<'a> {
     fn add(&mut self, row: &'a AuditRow) -> i64 {
         let slice = about::slice(row.id);
         let series = Series::of(row);
-        *self.series.entry((slice, series)).or_insert_with(|| {
+        // One agent's calls come one after the other.
+        if let Some((last, number)) = &self.last
+            && *last == (slice, series)
+        {
+            return *number;
+        }
+        let number = *self.series.entry((slice, series)).or_insert_with(|| {
             self.about.extend(About::of_row(row).map(|about| (about.subject(), slice)));
             series.number()
-        })
+        });
+        self.last = Some(((slice, series), number));
+        number
     }
 }
 
@@ -145,8 +154,8 @@ async fn insert_rows(tx: &mut Session, mut rows: &[(&AuditRow, i64)], again: Aga
                     .bind(row.id.as_bytes())
                     .bind(row.at.millis())
                     .bind(series)
-                    .bind(row.request.as_ref().map(|id| id.as_bytes()))
-                    .bind(row.path.as_deref())
+                    .bind(row.request.as_ref().map(|id| id.as_bytes()).filter(|request| *request != row.id.as_bytes()))
+                    .bind(row.path.clone())
                     .bind(row.status)
                     .bind(row.code.as_deref())
                     .bind(row.bytes_in)

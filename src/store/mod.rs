@@ -35,7 +35,7 @@ mod tests;
 mod time;
 
 pub use accounts::{AccountFilter, AccountRow, AccountTokens, Captures, Reason, Status, TargetRef, Validity};
-pub use audit::{AuditFilter, AuditRow};
+pub use audit::{AuditFilter, AuditRow, REQUEST};
 pub use candidates::CandidateRow;
 pub use changes::Changes;
 pub use connected::SaveConnected;

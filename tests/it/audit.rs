@@ -45,7 +45,9 @@ async fn rows(world: &World) -> Vec<BTreeMap<String, String>> {
     let ids = ["id", "organization", "request", "agent_key", "account"];
     let texts = "at actor action target method path status code bytes_in bytes_out duration_us detail";
     let list = texts.split(' ').map(|name| format!("cast({name} as text) as {name}")).collect::<Vec<_>>().join(", ");
-    let sql = format!("select {}, {list} from audit join audit_series using (slice, series) order by id", ids.join(", "));
+    // The record of a request has its id.
+    let ids_of = ids.map(|name| if name == "request" { "coalesce(request, id) as request" } else { name }).join(", ");
+    let sql = format!("select {ids_of}, {list} from audit join audit_series using (slice, series) order by id");
     let found = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&pool).await.unwrap();
     pool.close().await;
     found

@@ -24,7 +24,15 @@ async fn a_record_reads_back_as_it_was_written() {
         };
         f.store.append_audit(std::slice::from_ref(&full)).await.unwrap();
         let read = f.store.audit(f.org, &AuditFilter::default(), &all()).await.unwrap().items;
-        assert_eq!(format!("{read:?}"), format!("{:?}", [full]));
+        assert_eq!(format!("{read:?}"), format!("{:?}", [&full]));
+
+        // An agent's request has the id of its record; an act has none.
+        let own = record(Some(f.org), "request");
+        let own = AuditRow { request: Some(own.id.into()), ..own };
+        let act = record(Some(f.org), "key.created");
+        f.store.append_audit(&[own.clone(), act.clone()]).await.unwrap();
+        let read = f.store.audit(f.org, &AuditFilter::default(), &all()).await.unwrap().items;
+        assert_eq!(format!("{:?}", &read[..2]), format!("{:?}", [act, own]));
     })
     .await;
 }
