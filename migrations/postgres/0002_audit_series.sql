@@ -1,5 +1,5 @@
 -- What audit records have in common, once per slice: who did what to what. A record with all its columns is
--- audit join audit_series using (slice, series).
+-- audit join audit_series using (slice, series). The record of a request whose column request is null has the request's id.
 create table audit_series (
     slice bigint not null,
     series bigint not null,

@@ -24,8 +24,8 @@ pub(super) fn slice(id: AuditId) -> i64 {
     id.millis() >> SLICE_BITS
 }
 
-/// The first slice in which there may be records of this moment or later ones: ids are made after the moment that the
-/// record tells.
+/// The first slice in which there may be records of this moment or later ones: ids are made at the moment that the record
+/// tells, or after it.
 pub(super) fn first_slice(since: Timestamp) -> i64 {
     since.millis().saturating_sub(CLOCK_STEP) >> SLICE_BITS
 }

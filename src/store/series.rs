@@ -1,5 +1,6 @@
 //! What records have in common: who did what to what. One agent's calls differ in when they were and what came of them,
-//! so the rest is written once per slice of time, as a series, and each record names it. It halves what a record costs.
+//! so the rest is written once per slice of time, as a series, and each record names it. That makes records a third
+//! smaller, and most of what a record costs is its bytes.
 
 use crate::ids::{AccountId, KeyId};
 use crate::secret::sha256;
@@ -30,8 +31,8 @@ impl<'a> Series<'a> {
         }
     }
 
-    /// The number that stands for it, the same wherever it is reckoned: two instances write one series once. Half of 128
-    /// bits would do for honest labels; of a hash nobody finds a second text for a given one either.
+    /// The number that stands for it, the same wherever it is reckoned: two instances write one series once. 64 bits of a
+    /// hash: within a slice no two meet by accident, and nobody finds labels that have a given number.
     pub(super) fn number(&self) -> i64 {
         let key = self.key.as_ref().map(KeyId::as_bytes);
         let account = self.account.as_ref().map(AccountId::as_bytes);
