@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::sync::LazyLock;
 
+use crate::ids::OrgId;
+
 use super::about::{self, About};
 use super::audit::NOBODY;
 use super::db::{Session, on, within};
@@ -112,27 +114,30 @@ pub(super) async fn insert_or(tx: &mut Session, rows: &[AuditRow], again: Again)
 /// What is written once for all the records of a batch that share it.
 #[derive(Default)]
 struct Shared<'a> {
-    series: HashMap<(i64, Series<'a>), i64>,
+    series: HashMap<Kind<'a>, i64>,
     about: HashSet<(i64, i64)>,
-    last: Option<((i64, Series<'a>), i64)>,
+    last: Option<(Kind<'a>, i64)>,
 }
+
+/// Records that share everything but themselves: slice, organization and series. Organizations may share a series, but not
+/// what says where their records are.
+type Kind<'a> = (i64, Option<OrgId>, Series<'a>);
 
 impl<'a> Shared<'a> {
     /// Adds what a record shares with others; answers its series' number.
     fn add(&mut self, row: &'a AuditRow) -> i64 {
-        let slice = about::slice(row.id);
-        let series = Series::of(row);
+        let kind @ (slice, _, series) = (about::slice(row.id), row.organization, Series::of(row));
         // One agent's calls come one after the other.
         if let Some((last, number)) = &self.last
-            && *last == (slice, series)
+            && *last == kind
         {
             return *number;
         }
-        let number = *self.series.entry((slice, series)).or_insert_with(|| {
+        let number = *self.series.entry(kind).or_insert_with(|| {
             self.about.extend(About::of_row(row).map(|about| (about.subject(), slice)));
             series.number()
         });
-        self.last = Some(((slice, series), number));
+        self.last = Some((kind, number));
         number
     }
 }
@@ -170,8 +175,8 @@ async fn insert_rows(tx: &mut Session, mut rows: &[(&AuditRow, i64)], again: Aga
 }
 
 /// Says what the series are that the records name.
-async fn insert_series(tx: &mut Session, series: HashMap<(i64, Series<'_>), i64>) -> Result<()> {
-    let mut entries: Vec<_> = series.into_iter().map(|((slice, labels), number)| (slice, number, labels)).collect();
+async fn insert_series(tx: &mut Session, series: HashMap<Kind<'_>, i64>) -> Result<()> {
+    let mut entries: Vec<_> = series.into_iter().map(|((slice, _, labels), number)| (slice, number, labels)).collect();
     // In one order everywhere: two instances that write the same must not wait for each other in a circle.
     entries.sort_unstable_by_key(|(slice, number, _)| (*slice, *number));
     let mut entries = &entries[..];

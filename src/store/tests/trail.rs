@@ -227,3 +227,17 @@ async fn a_trail_from_before_there_were_series_is_kept() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn organizations_find_their_own_of_what_is_alike() {
+    on_each(async |f| {
+        let other = f.other_org().await;
+        let made = |org| AuditRow { target: Some("shop".into()), ..record(Some(org), "target.created") };
+        f.store.append_audit(&[made(f.org), made(other), made(f.org)]).await.unwrap();
+        let shop = AuditFilter { target: Some("shop".into()), ..AuditFilter::default() };
+        for (org, records) in [(f.org, 2), (other, 1)] {
+            assert_eq!(f.store.audit(org, &shop, &all()).await.unwrap().items.len(), records);
+        }
+    })
+    .await;
+}
