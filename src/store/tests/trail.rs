@@ -1,27 +1,32 @@
 //! The audit trail.
 
 use super::fixture::*;
-use crate::ids::{AccountId, AuditId, KeyId, RequestId};
+use crate::ids::{AccountId, AuditId, KeyId, OrgId, RequestId};
 use crate::store::*;
+
+/// A record with everything in it.
+fn full(org: OrgId) -> AuditRow {
+    AuditRow {
+        request: Some(RequestId::next()),
+        key: Some(KeyId::new()),
+        target: Some("crm".into()),
+        account: Some(AccountId::new()),
+        method: Some("POST".into()),
+        path: Some("/me/sendMail".into()),
+        status: Some(403),
+        code: Some("not_permitted".into()),
+        bytes_in: Some(12),
+        bytes_out: Some(34),
+        duration_us: Some(56),
+        detail: Some(serde_json::json!({"rule": "ask", "n": [1, null]})),
+        ..record(Some(org), "request")
+    }
+}
 
 #[tokio::test]
 async fn a_record_reads_back_as_it_was_written() {
     on_each(async |f| {
-        let full = AuditRow {
-            request: Some(RequestId::next()),
-            key: Some(KeyId::new()),
-            target: Some("crm".into()),
-            account: Some(AccountId::new()),
-            method: Some("POST".into()),
-            path: Some("/me/sendMail".into()),
-            status: Some(403),
-            code: Some("not_permitted".into()),
-            bytes_in: Some(12),
-            bytes_out: Some(34),
-            duration_us: Some(56),
-            detail: Some(serde_json::json!({"rule": "ask", "n": [1, null]})),
-            ..record(Some(f.org), "request")
-        };
+        let full = full(f.org);
         f.store.append_audit(std::slice::from_ref(&full)).await.unwrap();
         let read = f.store.audit(f.org, &AuditFilter::default(), &all()).await.unwrap().items;
         assert_eq!(format!("{read:?}"), format!("{:?}", [&full]));
@@ -178,18 +183,7 @@ async fn what_records_share_is_stored_once() {
 #[tokio::test]
 async fn a_trail_from_before_there_were_series_is_kept() {
     on_each(async |f| {
-        let full = AuditRow {
-            request: Some(RequestId::next()),
-            key: Some(KeyId::new()),
-            target: Some("crm".into()),
-            account: Some(AccountId::new()),
-            method: Some("POST".into()),
-            path: Some("/me/sendMail".into()),
-            status: Some(200),
-            duration_us: Some(56),
-            detail: Some(serde_json::json!({"n": 1})),
-            ..record(Some(f.org), "request")
-        };
+        let full = full(f.org);
         let again = AuditRow { id: AuditId::at(full.id.millis()), request: Some(RequestId::next()), ..full.clone() };
         let bare = record(Some(f.org), "session.opened");
         let written = [full.clone(), again, bare, record(None, "request")];
