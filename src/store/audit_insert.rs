@@ -27,28 +27,31 @@ pub(super) enum Again {
     Settle,
 }
 
-const COLUMNS: &[&str] = &[
+/// The rare ones last.
+const COLUMNS: [&str; 13] = [
     "organization",
     "slice",
     "id",
     "at",
     "series",
-    "request",
     "path",
     "status",
-    "code",
     "bytes_in",
     "bytes_out",
     "duration_us",
+    "request",
+    "code",
     "detail",
 ];
+/// Columns of a record without the rare ones. Most requests go well, and a value costs something even where it is none.
+const BRIEF: usize = COLUMNS.len() - 3;
 
-static KEEP: LazyLock<Insert> =
-    LazyLock::new(|| Insert::new("audit", COLUMNS, "on conflict (organization, slice, id) do nothing"));
-static SETTLE: LazyLock<Insert> = LazyLock::new(|| {
-    let update = "on conflict (organization, slice, id) do update set status = excluded.status, code = excluded.code, \
-                  bytes_in = excluded.bytes_in, bytes_out = excluded.bytes_out, duration_us = excluded.duration_us";
-    Insert::new("audit", COLUMNS, update)
+static KEEP: LazyLock<Records> = LazyLock::new(|| Records::new("on conflict (organization, slice, id) do nothing"));
+static SETTLE: LazyLock<Records> = LazyLock::new(|| {
+    Records::new(
+        "on conflict (organization, slice, id) do update set status = excluded.status, code = excluded.code, \
+         bytes_in = excluded.bytes_in, bytes_out = excluded.bytes_out, duration_us = excluded.duration_us",
+    )
 });
 static SERIES: LazyLock<Insert> = LazyLock::new(|| {
     let columns = &["slice", "series", "actor", "action", "agent_key", "target", "account", "method"];
@@ -56,6 +59,19 @@ static SERIES: LazyLock<Insert> = LazyLock::new(|| {
 });
 static ABOUT: LazyLock<Insert> =
     LazyLock::new(|| Insert::new("audit_about", &["subject", "slice"], "on conflict (subject, slice) do nothing"));
+
+/// The inserts of records.
+struct Records {
+    full: Insert,
+    brief: Insert,
+}
+
+impl Records {
+    fn new(conflict: &str) -> Self {
+        let insert = |columns| Insert::new("audit", columns, conflict);
+        Self { full: insert(&COLUMNS), brief: insert(&COLUMNS[..BRIEF]) }
+    }
+}
 
 /// One insert: its texts for each of [`PIECES`].
 struct Insert {
@@ -105,8 +121,14 @@ pub(super) async fn insert(tx: &mut Session, rows: &[AuditRow]) -> Result<()> {
 
 pub(super) async fn insert_or(tx: &mut Session, rows: &[AuditRow], again: Again) -> Result<()> {
     let mut shared = Shared::default();
-    let numbered: Vec<_> = rows.iter().map(|row| (row, shared.add(row))).collect();
-    insert_rows(tx, &numbered, again).await?;
+    let numbered = rows.iter().map(|row| (row, shared.add(row)));
+    let (brief, full): (Vec<_>, Vec<_>) = numbered.partition(|(row, _)| rare(row) == (None, None, None));
+    let records = match again {
+        Again::Keep => &*KEEP,
+        Again::Settle => &*SETTLE,
+    };
+    insert_rows(tx, &brief, &records.brief, false).await?;
+    insert_rows(tx, &full, &records.full, true).await?;
     insert_series(tx, shared.series).await?;
     insert_about(tx, shared.about).await
 }
@@ -142,11 +164,18 @@ impl<'a> Shared<'a> {
     }
 }
 
-async fn insert_rows(tx: &mut Session, mut rows: &[(&AuditRow, i64)], again: Again) -> Result<()> {
-    let insert = match again {
-        Again::Keep => &*KEEP,
-        Again::Settle => &*SETTLE,
-    };
+/// The columns beyond [`BRIEF`]. A request that is named is another than the record's own.
+fn rare(row: &AuditRow) -> (Option<&[u8]>, Option<&str>, Option<&serde_json::Value>) {
+    let request = row.request.as_ref().map(|id| id.as_bytes());
+    (request.filter(|request| *request != row.id.as_bytes()), row.code.as_deref(), row.detail.as_ref())
+}
+
+async fn insert_rows(
+    tx: &mut Session,
+    mut rows: &[(&AuditRow, i64)],
+    insert: &'static Insert,
+    full: bool,
+) -> Result<()> {
     while let Some((size, sql)) = insert.piece(tx, rows.len()) {
         let (piece, rest) = rows.split_at(size);
         rows = rest;
@@ -159,14 +188,15 @@ async fn insert_rows(tx: &mut Session, mut rows: &[(&AuditRow, i64)], again: Aga
                     .bind(row.id.as_bytes())
                     .bind(row.at.millis())
                     .bind(series)
-                    .bind(row.request.as_ref().map(|id| id.as_bytes()).filter(|request| *request != row.id.as_bytes()))
                     .bind(row.path.clone())
                     .bind(row.status)
-                    .bind(row.code.as_deref())
                     .bind(row.bytes_in)
                     .bind(row.bytes_out)
-                    .bind(row.duration_us)
-                    .bind(row.detail.as_ref().map(ToString::to_string));
+                    .bind(row.duration_us);
+                if full {
+                    let (request, code, detail) = rare(row);
+                    query = query.bind(request).bind(code).bind(detail.map(ToString::to_string));
+                }
             }
             within(query.execute(connection)).await?;
         });

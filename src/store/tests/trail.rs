@@ -43,6 +43,23 @@ async fn a_record_reads_back_as_it_was_written() {
 }
 
 #[tokio::test]
+async fn an_outcome_completes_its_intent_whichever_comes_last() {
+    on_each(async |f| {
+        let own = record(Some(f.org), "request");
+        let outcome = AuditRow { request: Some(own.id.into()), status: Some(200), bytes_out: Some(34), ..own };
+        let intent = AuditRow { status: None, code: Some("unknown".into()), bytes_out: None, ..outcome.clone() };
+        f.store.append_intents(std::slice::from_ref(&intent)).await.unwrap();
+        // In one batch with a record that needs more columns.
+        let full = full(f.org);
+        f.store.append_audit(&[outcome.clone(), full.clone()]).await.unwrap();
+        f.store.append_intents(&[intent]).await.unwrap();
+        let read = f.store.audit(f.org, &AuditFilter::default(), &all()).await.unwrap().items;
+        assert_eq!(format!("{read:?}"), format!("{:?}", [full, outcome]));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_batch_sent_again_is_stored_once() {
     on_each(async |f| {
         let rows: Vec<AuditRow> = (0..123).map(|_| record(Some(f.org), "request")).collect();
