@@ -81,6 +81,8 @@ where
     })
     .await;
     match begun {
+        // The peer has gone, or is silent and must go.
+        _ if socket.is_silent() => {}
         Some(true) => Box::pin(http2(socket, exchanges)).await,
         Some(false) => http1(socket, exchanges).await,
         None => {}

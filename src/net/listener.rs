@@ -29,6 +29,8 @@ impl Listener {
                 socket.set_reuse_port(true)?;
             }
             socket.set_nonblocking(true)?;
+            // Connections inherit it.
+            socket.set_tcp_nodelay(true)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
             Ok(Self(socket.into()))
@@ -50,5 +52,18 @@ impl Listener {
         let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let last = (count as u64).min(allowed.saturating_sub(1));
         let _ = fcntl_dupfd_cloexec(&self.0, RawFd::try_from(last).unwrap_or(RawFd::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_send_small_pieces_at_once() {
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), true).unwrap();
+        let _peer = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();
+        listener.0.set_nonblocking(false).unwrap();
+        assert!(listener.0.accept().unwrap().0.nodelay().unwrap());
     }
 }

@@ -128,8 +128,8 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let _ = tcp.set_nodelay(true);
-    tokio::task::spawn_local(connection(tcp, Peer(peer), Rc::clone(house), service.clone()));
+    // In a box: a task is moved several times until it is in its place.
+    tokio::task::spawn_local(Box::pin(connection(tcp, Peer(peer), Rc::clone(house), service.clone())));
 }
 
 /// Lets in whoever has connected already, closes the listener, and has what was sent by then read: closing a socket over
