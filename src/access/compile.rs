@@ -1,7 +1,7 @@
 //! Rows in, [`Policy`] out. Only what a grant can reach is compiled. A row that can't be used (its provider left the
 //! catalog, its credential does not open) is left out with a warning: it must not stop the others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -15,8 +15,9 @@ use crate::store::{self, PolicyAccount, PolicyRows, PolicyTarget};
 use crate::vault::Vault;
 
 use super::credential;
+use super::keys::{BuildAsItIs, KeyHash};
 use super::limits::{KeyLimit, Room};
-use super::policy::{Agent, Candidate, Credential, Fence, Granted, Policy, Target, TargetKind};
+use super::policy::{Agent, ByHash, Credential, Fence, Granted, Policy, Target, TargetKind};
 
 /// What stays the same over all snapshots.
 pub(super) struct Compiler {
@@ -60,11 +61,12 @@ impl Compiler {
     }
 
     /// `before` is the view that this one takes the place of: what its limits have counted goes on counting.
+    #[expect(clippy::mutable_key_type, reason = "agents are looked up by their hash, which never changes")]
     pub(super) fn compile(&self, rows: PolicyRows, vault: &Vault, before: &Policy) -> Policy {
         let accounts: HashMap<AccountId, &PolicyAccount> = rows.accounts.iter().map(|row| (row.id, row)).collect();
         let rows_by_id: HashMap<TargetId, &PolicyTarget> = rows.targets.iter().map(|row| (row.id, row)).collect();
         let mut targets: HashMap<TargetId, Option<Arc<Target>>> = HashMap::new();
-        let mut grants: HashMap<_, HashMap<Box<str>, Granted>> = HashMap::new();
+        let mut grants: HashMap<_, HashMap<Arc<str>, Granted>> = HashMap::new();
         for grant in rows.grants {
             let target = targets.entry(grant.target).or_insert_with(|| {
                 let row = rows_by_id.get(&grant.target)?;
@@ -82,28 +84,30 @@ impl Compiler {
             });
             if let Some(target) = target {
                 let granted = Granted { target: Arc::clone(target), access: grant.access };
-                grants.entry(grant.key).or_default().insert(Box::from(&*target.slug), granted);
+                grants.entry(grant.key).or_default().insert(Arc::clone(&target.slug), granted);
             }
         }
-        let mut agents = HashMap::with_capacity(rows.keys.len());
+        let mut agents = HashSet::with_capacity_and_hasher(rows.keys.len(), BuildAsItIs::default());
         let mut limits = HashMap::new();
         for key in rows.keys {
             let limit = self.limit(key.id, key.rate_limit, before);
             limits.extend(limit.clone().map(|limit| (key.id, limit)));
-            let agent = Arc::new(Agent {
+            let agent = Agent {
+                hash: KeyHash(key.hash),
+                until: key.expires_at,
                 key: key.id,
                 organization: key.organization,
                 name: key.name.into(),
-                expires_at: key.expires_at,
                 allowed_ips: key.allowed_ips,
                 limit,
                 grants: grants.remove(&key.id).unwrap_or_default(),
-            });
+            };
             if let Some((hash, until)) = key.previous {
                 let until = key.expires_at.map_or(until, |end| end.min(until));
-                agents.insert(hash, Candidate { agent: Arc::clone(&agent), until: Some(until) });
+                let previous = Agent { hash: KeyHash(hash), until: Some(until), ..agent.clone() };
+                agents.insert(ByHash(Arc::new(previous)));
             }
-            agents.insert(key.hash, Candidate { agent, until: key.expires_at });
+            agents.insert(ByHash(Arc::new(agent)));
         }
         let rooms = targets.into_values().flatten().filter_map(|target| Some((target.id, target.room.clone()?)));
         Policy { revision: rows.revision, agents, limits, rooms: rooms.collect() }

@@ -11,7 +11,7 @@ mod spread;
 mod targets;
 
 pub use acts::{AccessError, KeyChange, NewKey};
-pub use keys::{AgentKey, KeyError};
+pub use keys::AgentKey;
 pub use limits::{Limited, NoRoom, Room};
 pub use policy::{Agent, Caller, Credential, Fence, Grant, Policy, Reject, Target, TargetKind, Verdict};
 pub use spread::Stale;

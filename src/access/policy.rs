@@ -1,6 +1,8 @@
 //! The immutable snapshot: who a key is, and what it may do.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -16,41 +18,62 @@ use crate::ids::{AccountId, KeyId, OrgId, TargetId};
 use crate::net::ClientTls;
 use crate::store::{Captures, GrantAccess};
 
+use super::keys::{BuildAsItIs, KeyHash, hash_presented};
 use super::limits::{KeyLimit, Limited, Room};
 
 /// Everything that decides a request.
 #[derive(Default)]
 pub struct Policy {
     pub(super) revision: i64,
-    pub(super) agents: HashMap<[u8; 32], Candidate>,
+    pub(super) agents: HashSet<ByHash, BuildAsItIs>,
     /// Of keys that have any, for the view after this one.
     pub(super) limits: HashMap<KeyId, Arc<KeyLimit>>,
     /// Of targets that take only so much, for the view after this one.
     pub(super) rooms: HashMap<TargetId, Arc<Room>>,
 }
 
-/// An agent behind one of its hashes: the current one, or one in its grace after a rotation.
-pub(super) struct Candidate {
-    pub(super) agent: Arc<Agent>,
-    pub(super) until: Option<Timestamp>,
+/// An agent, to be looked up by its hash: an entry is a pointer, so that those of many thousand keys are near.
+pub(super) struct ByHash(pub(super) Arc<Agent>);
+
+impl Borrow<KeyHash> for ByHash {
+    fn borrow(&self) -> &KeyHash {
+        &self.0.hash
+    }
 }
 
-/// An identified agent.
+impl Hash for ByHash {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash.hash(state);
+    }
+}
+
+impl PartialEq for ByHash {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.hash == other.0.hash
+    }
+}
+
+impl Eq for ByHash {}
+
+/// An identified agent: whoever shows the key with this hash. In its grace after a rotation, a key has a second one.
+#[derive(Clone)]
 pub struct Agent {
+    pub(super) hash: KeyHash,
+    /// Refused from then on.
+    pub(super) until: Option<Timestamp>,
     /// Key id.
     pub key: KeyId,
     /// Organization.
     pub organization: OrgId,
     /// The key's name, for people.
     pub name: Box<str>,
-    /// Refused from then on.
-    pub expires_at: Option<Timestamp>,
     /// Addresses it may come from; empty: any.
     pub allowed_ips: Vec<IpNet>,
     pub(super) limit: Option<Arc<KeyLimit>>,
-    pub(super) grants: HashMap<Box<str>, Granted>,
+    pub(super) grants: HashMap<Arc<str>, Granted>,
 }
 
+#[derive(Clone)]
 pub(super) struct Granted {
     pub(super) target: Arc<Target>,
     pub(super) access: GrantAccess,
@@ -138,7 +161,6 @@ pub enum TargetKind {
 /// An agent that has shown its key: only [`Policy::identify`] makes one.
 pub struct Caller {
     agent: Arc<Agent>,
-    hash: [u8; 32],
     from: IpAddr,
 }
 
@@ -156,7 +178,7 @@ pub struct Grant {
     target: Arc<Target>,
     key: KeyId,
     access: GrantAccess,
-    hash: [u8; 32],
+    hash: KeyHash,
     from: IpAddr,
 }
 
@@ -191,7 +213,7 @@ impl Grant {
     #[cfg(test)]
     pub(crate) fn to(target: Arc<Target>) -> Self {
         let from = IpAddr::from([127, 0, 0, 1]);
-        Self { target, key: KeyId::new(), access: GrantAccess::Write, hash: [0; 32], from }
+        Self { target, key: KeyId::new(), access: GrantAccess::Write, hash: KeyHash([0; 32]), from }
     }
 }
 
@@ -226,17 +248,16 @@ impl Policy {
     /// # Errors
     /// [`Reject`].
     pub fn identify(&self, presented: &[u8], from: IpAddr, now: Timestamp) -> Result<Caller, Reject> {
-        let hash = super::keys::hash_presented(presented).map_err(|_| Reject::InvalidKey)?;
+        let hash = hash_presented(presented).ok_or(Reject::InvalidKey)?;
         let agent = Arc::clone(self.agent(&hash, from, now)?);
-        Ok(Caller { agent, hash, from })
+        Ok(Caller { agent, from })
     }
 
-    fn agent(&self, hash: &[u8; 32], from: IpAddr, now: Timestamp) -> Result<&Arc<Agent>, Reject> {
-        let candidate = self.agents.get(hash).ok_or(Reject::InvalidKey)?;
-        if candidate.until.is_some_and(|until| now >= until) {
+    fn agent(&self, hash: &KeyHash, from: IpAddr, now: Timestamp) -> Result<&Arc<Agent>, Reject> {
+        let ByHash(agent) = self.agents.get(hash).ok_or(Reject::InvalidKey)?;
+        if agent.until.is_some_and(|until| now >= until) {
             return Err(Reject::InvalidKey);
         }
-        let agent = &candidate.agent;
         let from = from.to_canonical();
         if !agent.allowed_ips.is_empty() && !agent.allowed_ips.iter().any(|net| net.contains(&from)) {
             return Err(Reject::AddressNotAllowed);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::Guard;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -54,8 +55,8 @@ impl Access {
     ///
     /// # Errors
     /// [`Stale`].
-    pub fn snapshot(&self) -> Result<Arc<Policy>, Stale> {
-        if self.freshness.is_stale() { Err(Stale) } else { Ok(self.policy.load_full()) }
+    pub fn snapshot(&self) -> Result<Guard<Arc<Policy>>, Stale> {
+        if self.freshness.is_stale() { Err(Stale) } else { Ok(self.policy.load()) }
     }
 
     /// Tells the revision of each new view.

@@ -66,7 +66,7 @@ impl Pattern {
             if word.contains("**") {
                 return fail("has `**` somewhere else than as its whole last segment");
             }
-            let shape = Shape::of(word);
+            let shape = Shape::of(word.as_bytes());
             if shape.dots {
                 return fail("has a segment that reads as `.` or `..`");
             }
@@ -88,8 +88,8 @@ impl Pattern {
         if self.method.as_ref().is_some_and(|own| own != method) {
             return false;
         }
-        let Some(path) = path.strip_prefix('/') else { return false };
-        let mut words = path.split('/');
+        let Some(path) = path.as_bytes().strip_prefix(b"/") else { return false };
+        let mut words = path.split(|byte| *byte == b'/');
         for segment in &self.segments {
             if !words.next().is_some_and(|word| segment.matches(word)) {
                 return false;
@@ -100,13 +100,13 @@ impl Pattern {
 }
 
 impl Segment {
-    fn matches(&self, word: &str) -> bool {
+    fn matches(&self, word: &[u8]) -> bool {
         match self {
-            Self::Literal(own) => **own == *word,
+            Self::Literal(own) => own.as_bytes() == word,
             Self::Star { before, after } => {
                 word.len() > before.len() + after.len()
-                    && word.starts_with(&**before)
-                    && word.ends_with(&**after)
+                    && word.starts_with(before.as_bytes())
+                    && word.ends_with(after.as_bytes())
                     && Shape::of(word) == Shape::default()
             }
         }
@@ -132,13 +132,13 @@ impl Shape {
         !self.dots && !self.veiled
     }
 
-    pub(super) fn of(segment: &str) -> Self {
+    pub(super) fn of(segment: &[u8]) -> Self {
         let mut shape = Self::default();
         // Plain segments are nearly all there are; one look decides.
-        if !segment.starts_with('.') && !segment.bytes().any(|b| matches!(b, b'%' | b'\\' | b';')) {
+        if !segment.starts_with(b".") && !segment.iter().any(|b| matches!(b, b'%' | b'\\' | b';')) {
             return shape;
         }
-        let mut rest = segment.as_bytes();
+        let mut rest = segment;
         shape.hollow = read(rest).0 == b';';
         // The part between slashes, up to its first `;`: how many dots, and whether there are only dots.
         let (mut dots, mut only_dots, mut in_name) = (0usize, true, true);

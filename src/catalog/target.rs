@@ -116,7 +116,7 @@ fn checked(text: &str) -> Result<(Url, &str), BaseError> {
         return fail("the URL's host or port can't be connected to");
     }
     for segment in raw_path.split('/') {
-        let shape = Shape::of(segment);
+        let shape = Shape::of(segment.as_bytes());
         if shape.dots || shape.slash || shape.veiled {
             return fail("the path has a `.` or `..` segment, an encoded slash or an encoded letter");
         }
